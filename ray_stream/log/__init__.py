@@ -1,0 +1,1 @@
+"""One partition's durable bytes. No actors, no network, no clock."""

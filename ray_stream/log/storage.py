@@ -1,0 +1,376 @@
+"""Files and directories behind one seam: the only `os` calls of the log.
+
+Owns: what a write, a sync, a rename and a lock mean, for a real disk. Refuses: knowing what the bytes are.
+
+`testing.memory.MemoryStorage` is the other implementation: it forgets what was not synced. The rules
+that both keep:
+
+* A write is visible to every reader at once and durable only after `File.sync()`.
+* A created or renamed name is durable only after `Storage.sync_directory()` of its parent.
+* A write that fails part-way leaves the file at its old length, or raises `StorageError` saying it could not.
+* Locks are open-file-description locks on byte ranges: they belong to the open file, survive the
+  closing of other descriptors of it, and end with the process (STORAGE section 2).
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Sequence
+from typing import Protocol
+
+from ray_stream.errors import StorageError, StorageFullError
+
+Buffer = bytes | bytearray | memoryview
+
+# `struct flock` of 64-bit Linux: type, whence, start, length, pid (which must be 0 for OFD locks).
+_FLOCK = struct.Struct("hhqqi4x")
+_F_OFD_SETLK = getattr(fcntl, "F_OFD_SETLK", 37)
+_BUFFERS_PER_WRITE = 1024
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class File(Protocol):
+    """An open file, read and written by position."""
+
+    @property
+    def path(self) -> str:
+        """The name that it was opened by."""
+        ...
+
+    def size(self) -> int:
+        """Bytes in the file, unsynced ones included."""
+        ...
+
+    def read(self, length: int, position: int) -> bytes:
+        """Up to `length` bytes from `position`; fewer only at the end of the file."""
+        ...
+
+    def write(self, buffers: Sequence[Buffer], position: int) -> None:
+        """Write the buffers one behind the other, all of them or none.
+
+        Raises:
+            StorageFullError: no space; the file has its old length again.
+            StorageError: anything else the system refused.
+        """
+        ...
+
+    def truncate(self, size: int) -> None:
+        """Cut (or extend with zeros) to `size` bytes; durable after `sync`."""
+        ...
+
+    def sync(self) -> None:
+        """Make everything written before this call durable; raises `StorageError`."""
+        ...
+
+    def drop_cache(self) -> None:
+        """Ask that clean cached pages be forgotten, so that the next read comes from the disk."""
+        ...
+
+    def close(self) -> None:
+        """Release the descriptor; a second call does nothing."""
+        ...
+
+
+class Lock(Protocol):
+    """A held byte-range lock."""
+
+    def release(self) -> None:
+        """Give it up; a second call does nothing."""
+        ...
+
+
+class Storage(Protocol):
+    """A file system, as far as a log needs one. Paths are absolute strings."""
+
+    def open(self, path: str, *, create: bool = False) -> File:
+        """Open for reading and writing; `create` makes a missing file, else `FileNotFoundError`."""
+        ...
+
+    def open_for_reading(self, path: str) -> File:
+        """Open for reading only; `FileNotFoundError` when missing."""
+        ...
+
+    def exists(self, path: str) -> bool:
+        """Whether a file or directory of that name is there."""
+        ...
+
+    def is_directory(self, path: str) -> bool:
+        """Whether a directory of that name is there."""
+        ...
+
+    def list_directory(self, path: str) -> list[str]:
+        """Names inside, sorted; `FileNotFoundError` when missing."""
+        ...
+
+    def make_directory(self, path: str) -> None:
+        """Make it and its missing parents, syncing each parent that got a new name."""
+        ...
+
+    def sync_directory(self, path: str) -> None:
+        """Make the names inside durable."""
+        ...
+
+    def rename(self, source: str, target: str) -> None:
+        """Replace `target` atomically; durable after `sync_directory`."""
+        ...
+
+    def unlink(self, path: str) -> None:
+        """Remove a file; a missing one is no error."""
+        ...
+
+    def remove_directory(self, path: str) -> None:
+        """Remove an empty directory; a missing one is no error."""
+        ...
+
+    def lock(self, path: str, position: int) -> Lock | None:
+        """Take the exclusive lock on one byte of a file (made when missing); None when it is held."""
+        ...
+
+    def free_bytes(self, path: str) -> int:
+        """Bytes that this user may still write below `path`."""
+        ...
+
+
+def read_file(storage: Storage, path: str) -> bytes:
+    """A whole small file; `FileNotFoundError` when missing."""
+    file = storage.open_for_reading(path)
+    try:
+        return file.read(file.size(), 0)
+    finally:
+        file.close()
+
+
+def replace_file(storage: Storage, path: str, data: Buffer) -> None:
+    """Replace a small file so that a crash leaves the old one or the new one, never a mixture.
+
+    Temporary file, sync, rename, sync of the directory: when this returns the new content is durable.
+    """
+    temporary = f"{path}.tmp"
+    file = storage.open(temporary, create=True)
+    try:
+        file.truncate(0)
+        file.write([data], 0)
+        file.sync()
+    finally:
+        file.close()
+    storage.rename(temporary, path)
+    storage.sync_directory(path.rpartition("/")[0] or "/")
+
+
+class DiskFile:
+    """A raw descriptor: no buffer of Python's stands between a write and the kernel."""
+
+    __slots__ = ("_descriptor", "path")
+
+    def __init__(self, descriptor: int, path: str) -> None:
+        self._descriptor = descriptor
+        self.path = path
+
+    def size(self) -> int:
+        """Bytes in the file."""
+        return os.fstat(self._descriptor).st_size
+
+    def read(self, length: int, position: int) -> bytes:
+        """Up to `length` bytes from `position`."""
+        try:
+            data = os.pread(self._descriptor, length, position)
+            if len(data) == length or not data:
+                return data
+            parts = [data]
+            got = len(data)
+            while got < length and (data := os.pread(self._descriptor, length - got, position + got)):
+                parts.append(data)
+                got += len(data)
+            return b"".join(parts)
+        except OSError as error:
+            raise _translated(error, "read", self.path) from error
+
+    def write(self, buffers: Sequence[Buffer], position: int) -> None:
+        """All of the buffers, or none."""
+        try:
+            self._write_all(buffers, position)
+        except OSError as error:
+            try:
+                if os.fstat(self._descriptor).st_size > position:
+                    os.ftruncate(self._descriptor, position)
+            except OSError as second:
+                raise StorageError(
+                    f"a write to {self.path} failed part-way ({error.strerror}) and could not be "
+                    f"taken back ({second.strerror}); the file is not used any more"
+                ) from error
+            raise _translated(error, "write", self.path) from error
+
+    def _write_all(self, buffers: Sequence[Buffer], position: int) -> None:
+        for first in range(0, len(buffers), _BUFFERS_PER_WRITE):
+            part = buffers[first : first + _BUFFERS_PER_WRITE]
+            wanted = sum(map(len, part))
+            written = os.pwritev(self._descriptor, part, position)
+            position += written
+            if written == wanted:
+                continue
+            rest = memoryview(b"".join(part))[written:]
+            while rest:
+                written = os.pwrite(self._descriptor, rest, position)
+                position += written
+                rest = rest[written:]
+
+    def truncate(self, size: int) -> None:
+        """Cut or extend to `size` bytes."""
+        try:
+            os.ftruncate(self._descriptor, size)
+        except OSError as error:
+            raise _translated(error, "truncate", self.path) from error
+
+    def sync(self) -> None:
+        """`fdatasync`: the bytes and the length."""
+        try:
+            os.fdatasync(self._descriptor)
+        except OSError as error:
+            raise StorageError(f"sync of {self.path} failed: {error.strerror}") from error
+
+    def drop_cache(self) -> None:
+        """`POSIX_FADV_DONTNEED` over the whole file."""
+        os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def close(self) -> None:
+        """Release the descriptor."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+class DiskLock:
+    """Holds the descriptor that the lock belongs to."""
+
+    __slots__ = ("_descriptor",)
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def release(self) -> None:
+        """Closing the open file ends the lock."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+class DiskStorage:
+    """The machine's file system. Directories are 0700 and files 0600; links are not followed."""
+
+    def open(self, path: str, *, create: bool = False) -> File:
+        """Open for reading and writing."""
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0)
+        return self._open(path, flags)
+
+    def open_for_reading(self, path: str) -> File:
+        """Open for reading only."""
+        return self._open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+
+    def _open(self, path: str, flags: int) -> File:
+        try:
+            return DiskFile(os.open(path, flags, 0o600), path)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise _translated(error, "open", path) from error
+
+    def exists(self, path: str) -> bool:
+        """Whether the name is there."""
+        return os.path.lexists(path)
+
+    def is_directory(self, path: str) -> bool:
+        """Whether a directory of that name is there."""
+        return os.path.isdir(path)
+
+    def list_directory(self, path: str) -> list[str]:
+        """Names inside, sorted."""
+        try:
+            return sorted(os.listdir(path))
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise _translated(error, "list", path) from error
+
+    def make_directory(self, path: str) -> None:
+        """Make it and its missing parents."""
+        missing = []
+        while not os.path.isdir(path):
+            missing.append(path)
+            parent = os.path.dirname(path)
+            if parent == path:
+                break
+            path = parent
+        for name in reversed(missing):
+            try:
+                os.mkdir(name, 0o700)
+            except FileExistsError:
+                if not os.path.isdir(name):
+                    raise StorageError(f"{name} is a file, a directory is needed there") from None
+            except OSError as error:
+                raise _translated(error, "make directory", name) from error
+            self.sync_directory(os.path.dirname(name))
+
+    def sync_directory(self, path: str) -> None:
+        """Make the names inside durable."""
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise StorageError(f"sync of directory {path} failed: {error.strerror}") from error
+
+    def rename(self, source: str, target: str) -> None:
+        """Replace `target` atomically."""
+        try:
+            os.replace(source, target)
+        except OSError as error:
+            raise _translated(error, "rename", source) from error
+
+    def unlink(self, path: str) -> None:
+        """Remove a file."""
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+        except OSError as error:
+            raise _translated(error, "unlink", path) from error
+
+    def remove_directory(self, path: str) -> None:
+        """Remove an empty directory."""
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                os.rmdir(path)
+        except OSError as error:
+            raise _translated(error, "remove directory", path) from error
+
+    def lock(self, path: str, position: int) -> Lock | None:
+        """Take the exclusive lock on one byte of a file."""
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise _translated(error, "open", path) from error
+        try:
+            fcntl.fcntl(
+                descriptor, _F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, position, 1, 0)
+            )
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                return None
+            raise _translated(error, "lock", path) from error
+        return DiskLock(descriptor)
+
+    def free_bytes(self, path: str) -> int:
+        """Bytes that this user may still write."""
+        stat = os.statvfs(path)
+        return stat.f_bavail * stat.f_frsize
+
+
+def _translated(error: OSError, action: str, path: str) -> StorageError | StorageFullError:
+    message = f"{action} of {path} failed: {error.strerror or error}"
+    if error.errno in _FULL:
+        return StorageFullError(f"{message}; free some space, appends go on by themselves then")
+    return StorageError(message)

@@ -1,0 +1,1 @@
+"""Batch bytes: header, payload, checks. No files, no policy."""

@@ -1,0 +1,1 @@
+"""The seam between processes: messages, service protocols and their encoding."""

@@ -1,0 +1,154 @@
+"""The nouns that every layer shares: addresses, records and descriptions.
+
+Owns: plain immutable values. Refuses: behaviour, bytes, I/O.
+
+Offsets are half-open everywhere: `start_offset` is inside, `end_offset` is not. Times are integer
+milliseconds since the epoch unless a name says otherwise.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import IntEnum, StrEnum
+from typing import Any, Literal, NamedTuple
+
+NO_OFFSET = -1
+NO_EPOCH = -1
+NO_PRODUCER_ID = -1
+NO_SEQUENCE = -1
+NO_TIMESTAMP = -1
+SEQUENCE_MAX = 2**31 - 1
+
+Headers = list[tuple[str, bytes | None]]
+
+
+class TopicPartition(NamedTuple):
+    """One partition of a topic, by the topic's name. What users hold."""
+
+    topic: str
+    partition: int
+
+
+class TopicIdPartition(NamedTuple):
+    """One partition of one incarnation of a topic: a topic made anew has a new id."""
+
+    topic_id: str
+    """The topic's uuid, 32 hexadecimal digits."""
+    partition: int
+
+
+class Durability(StrEnum):
+    """What an acknowledgement stands for (STORAGE section 3)."""
+
+    FSYNC = "fsync"
+    REPLICATED = "replicated"
+
+
+class TimestampType(IntEnum):
+    """Who set a record's timestamp; the values are Kafka's."""
+
+    CREATE_TIME = 0
+    LOG_APPEND_TIME = 1
+
+
+class Record:
+    """One record, as a consumer sees it.
+
+    A plain slotted object and not a dataclass: iteration makes millions of these.
+    """
+
+    __slots__ = (
+        "headers",
+        "key",
+        "leader_epoch",
+        "offset",
+        "partition",
+        "timestamp",
+        "timestamp_type",
+        "topic",
+        "value",
+    )
+
+    def __init__(
+        self,
+        topic: str,
+        partition: int,
+        offset: int,
+        timestamp: int,
+        timestamp_type: int,
+        key: Any,  # noqa: ANN401 - whatever the key deserializer makes
+        value: Any,  # noqa: ANN401 - whatever the value deserializer makes
+        headers: Headers,
+        leader_epoch: int,
+    ) -> None:
+        self.topic = topic
+        self.partition = partition
+        self.offset = offset
+        self.timestamp = timestamp
+        self.timestamp_type = timestamp_type
+        self.key = key
+        self.value = value
+        self.headers = headers
+        self.leader_epoch = leader_epoch
+
+    def _state(self) -> tuple[object, ...]:
+        return tuple(getattr(self, name) for name in self.__slots__)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Record) and self._state() == other._state()
+
+    def __hash__(self) -> int:
+        return hash((self.topic, self.partition, self.offset))
+
+    def __repr__(self) -> str:
+        return (
+            f"Record(topic={self.topic!r}, partition={self.partition}, offset={self.offset}, "
+            f"timestamp={self.timestamp}, timestamp_type={self.timestamp_type}, key={self.key!r}, "
+            f"value={self.value!r}, headers={self.headers!r}, leader_epoch={self.leader_epoch})"
+        )
+
+
+class RecordMetadata(NamedTuple):
+    """Where an acknowledged record stands, and what the acknowledgement was worth."""
+
+    topic: str
+    partition: int
+    offset: int
+    """-1 with `acks=0`: nobody said where it went."""
+    timestamp: int
+    durability: str
+    """`"fsync"`, `"replicated"`, or `"none"` for `acks=0`."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionDescription:
+    """One partition, as the controller and its leader describe it."""
+
+    partition: int
+    leader: int
+    """Broker id of the leader, -1 while there is none."""
+    leader_epoch: int
+    replicas: tuple[int, ...]
+    isr: tuple[int, ...]
+    beginning_offset: int
+    """-1 while the leader cannot be reached."""
+    end_offset: int
+    """The high watermark; -1 while the leader cannot be reached."""
+    offline_reason: str = ""
+    """Why nothing serves this partition; empty when it is served."""
+
+
+@dataclass(frozen=True, slots=True)
+class TopicDescription:
+    """One topic with its whole configuration."""
+
+    name: str
+    topic_id: str
+    replication_factor: int
+    dedicated: bool
+    config: Mapping[str, Any]
+    partitions: tuple[PartitionDescription, ...] = ()
+
+
+StartPosition = Literal["earliest", "latest"] | int | datetime | Mapping[int, "int | datetime | str"]
+"""Every "where to start" argument; a mapping gives one for each partition."""
