@@ -1,0 +1,1 @@
+"""The controller's mind: topics, placement, epochs. Pure machines, no I/O."""

@@ -1,0 +1,91 @@
+"""The services that processes offer each other, as Protocols; both ends of every transport keep them.
+
+Owns: method names, and the calling convention. Refuses: transport. Implementations: the hosts of `actors/`, the
+Ray stubs of `actors/stubs.py`, the simulator's network.
+
+Convention: a method returns at once and calls `reply` exactly once, with the answer or with an error of
+`ray_stream.errors`, from any thread. A transport that lost the peer replies `OutcomeUnknownError` (the request may
+have been applied) or a `RetriableError` (it certainly was not sent). A simulated network may never reply: callers
+hold their own deadlines. With `acks=0` the answer means only that the request was sent.
+"""
+
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+from ray_stream.errors import RayStreamError
+from ray_stream.metadata.commands import (
+    AlterTopic,
+    CreateTopic,
+    DeleteTopic,
+    InitProducerId,
+    ProducerIdGiven,
+    TopicAltered,
+    TopicCreated,
+    TopicDeleted,
+)
+from ray_stream.rpc.messages import (
+    FetchRequest,
+    FetchResponse,
+    ListOffsetsRequest,
+    ListOffsetsResponse,
+    MetadataRequest,
+    MetadataResponse,
+    ProduceRequest,
+    ProduceResponse,
+)
+
+AnswerT = TypeVar("AnswerT")
+Reply = Callable[[AnswerT | RayStreamError], None]
+
+
+class PartitionService(Protocol):
+    """A partition actor, hosting one or more partitions."""
+
+    def produce(self, request: ProduceRequest, reply: Reply[ProduceResponse]) -> None:
+        """Append batches; replies when they are as durable as `acks` and the topic's durability say."""
+        ...
+
+    def fetch(self, request: FetchRequest, reply: Reply[FetchResponse]) -> None:
+        """Read batches up to the high watermark, waiting for some if there are none."""
+        ...
+
+    def list_offsets(self, request: ListOffsetsRequest, reply: Reply[ListOffsetsResponse]) -> None:
+        """Look up offsets by position or time."""
+        ...
+
+
+class ControllerService(Protocol):
+    """The controller, as clients use it."""
+
+    def metadata(self, request: MetadataRequest, reply: Reply[MetadataResponse]) -> None:
+        """Describe topics and where their partitions are served."""
+        ...
+
+    def create_topic(self, request: CreateTopic, reply: Reply[TopicCreated]) -> None:
+        """Create a topic; replies when every partition is served, or after its timeout."""
+        ...
+
+    def alter_topic(self, request: AlterTopic, reply: Reply[TopicAltered]) -> None:
+        """Change a topic; replies when every partition serves with the new settings."""
+        ...
+
+    def delete_topic(self, request: DeleteTopic, reply: Reply[TopicDeleted]) -> None:
+        """Delete a topic; replies when no partition of it is served any more."""
+        ...
+
+    def init_producer_id(self, request: InitProducerId, reply: Reply[ProducerIdGiven]) -> None:
+        """Give out a producer id that was never given before."""
+        ...
+
+
+class Services(Protocol):
+    """What a client is handed: how to reach the controller and a partition actor by its name."""
+
+    @property
+    def controller(self) -> ControllerService:
+        """The controller, wherever it runs at the moment."""
+        ...
+
+    def partitions(self, host: str) -> PartitionService:
+        """The partition actor of that name; unknown or dead ones reply with an error."""
+        ...
