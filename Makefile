@@ -1,0 +1,87 @@
+# `make demo` and `make test` are all a fresh machine needs; `make help` lists the rest.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+PYTEST := $(PYTHON) -m pytest
+LOCKED := $(VENV)/locked.stamp
+INSTALLED := $(VENV)/installed.stamp
+PIP_INSTALL := $(PYTHON) -m pip install --quiet --disable-pip-version-check
+UV ?= uv
+ROUNDS ?= 20
+SEEDS ?= 200
+
+# Exit status 5 means that pytest found no test for this layer yet.
+NONE_YET := || test $$? -eq 5
+
+.PHONY: help setup demo test test-fast test-ray lint chaos sim bench bench-long lock clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z -]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
+
+setup: $(INSTALLED)  ## make .venv from the lock, unless it is there
+
+# Every dependency by its hash; the build backend first, because one of them comes as source.
+$(LOCKED): requirements.lock
+	@found=; for python in python3.14 python3.13 python3.12 python3.11 python3; do \
+	  if $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' \
+	    2>/dev/null; then found=$$python; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	  echo "setup: needs Python 3.11 or newer with its venv module (python3.11 … python3.14 or python3 on the PATH)" >&2; \
+	  exit 1; \
+	fi; \
+	if $(PYTHON) -c 'import pip' 2>/dev/null; then \
+	  echo "setup: bringing $(VENV) up to requirements.lock"; \
+	else \
+	  echo "setup: making $(VENV) with $$found from requirements.lock (a minute or two)"; \
+	  $$found -m venv --clear $(VENV); \
+	fi
+	@sed -n '/^setuptools==/,/# via/p' requirements.lock > $(VENV)/backend.lock
+	@$(PIP_INSTALL) --require-hashes -r $(VENV)/backend.lock
+	@$(PIP_INSTALL) --require-hashes --no-build-isolation -r requirements.lock
+	@touch $@
+
+$(INSTALLED): $(LOCKED) pyproject.toml
+	@$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
+	@touch $@
+	@echo "setup: $(VENV) is ready"
+
+demo: setup  ## the main job on real data, on a Ray of its own (ARGS=… go to the demo)
+	@$(PYTHON) -m ray_stream.demo $(ARGS)
+
+test: lint test-fast test-ray  ## lint and every fast layer: what CI runs
+
+test-fast: setup
+	$(PYTEST) -n 2 -m "not ray and not chaos" $(NONE_YET)
+
+# One Ray cluster for the whole run, so no xdist here.
+test-ray: setup
+	$(PYTEST) -m "ray and not chaos" $(NONE_YET)
+
+lint: setup  ## format, lint, types, layers
+	$(VENV)/bin/ruff format --check --quiet .
+	$(VENV)/bin/ruff check --quiet .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-cache
+
+chaos: setup  ## kill things (ROUNDS=20)
+	RAY_STREAM_CHAOS_ROUNDS=$(ROUNDS) $(PYTEST) -m chaos
+
+sim: setup  ## seeded simulation (SEEDS=200)
+	@$(VENV)/bin/ray-stream sim --seeds $(SEEDS) $(ARGS)
+
+bench bench-long:  ## measure
+	@echo "$@: there are no benchmarks yet" >&2; exit 2
+
+lock:  ## resolve requirements.lock anew (needs uv)
+	@command -v $(UV) >/dev/null || { echo "lock: needs uv (or UV=/path/to/uv)" >&2; exit 1; }
+	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
+	  --no-emit-index-url --no-emit-find-links --extra dev --output-file requirements.lock \
+	  --custom-compile-command "make lock" pyproject.toml
+
+clean:  ## remove .venv and every cache
+	rm -rf $(VENV) build *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache \
+	  .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
