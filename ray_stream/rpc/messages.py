@@ -13,7 +13,6 @@ import msgspec
 
 from ray_stream import errors
 from ray_stream.errors import RayStreamError
-from ray_stream.log.storage import Buffer
 from ray_stream.metadata.commands import BrokerMetadata, TopicMetadata
 from ray_stream.types import NO_EPOCH
 
@@ -61,7 +60,7 @@ class ProduceRequest(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """0: no answer is waited for; 1: the leader; -1: all in-sync replicas."""
     timeout_ms: int
     partitions: list[ProducePartition]
-    batches: list[Buffer]
+    batches: list[Any]
     """One batch (header and payload in one buffer) for each entry of `partitions`."""
 
 
@@ -134,7 +133,7 @@ class FetchResponse(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """
 
     results: list[FetchResult]
-    batches: list[Buffer]
+    batches: list[Any]
 
 
 class ListOffsetsPartition(msgspec.Struct, frozen=True, array_like=True):
@@ -198,3 +197,9 @@ class WatchAssignment(msgspec.Struct, frozen=True, tag=True, array_like=True):
     broker_epoch: int
     known_version: int
     max_wait_ms: int
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """The whole request failed."""
+
+    error: ErrorInfo
