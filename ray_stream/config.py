@@ -108,7 +108,7 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     checkpoint_interval_ms: PositiveMilliseconds = 5_000
     """How often a partition that was written to gets a fresh checkpoint."""
     heartbeat_interval_ms: PositiveMilliseconds = 1_000
-    """How often a broker asks its partition actors, and the controller its brokers, for a sign of life."""
+    """How often actors are asked for a sign of life by those who watch them."""
     actor_timeout_ms: PositiveMilliseconds = 5_000
     """An actor silent for so long is killed and replaced."""
 
@@ -136,15 +136,15 @@ class ProducerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     def __post_init__(self) -> None:
         if self.transactional_id is not None:
             raise ConfigNotEnforcedError(
-                "transactional_id is not supported by this version: transactions come later; leave it out"
+                "transactional_id: transactions are not supported by this version; leave it out"
             )
         if self.acks in (0, 1) and self.enable_idempotence:
             # Kafka refuses the pair; a user who asks for less than `all` has said what they want.
             msgspec.structs.force_setattr(self, "enable_idempotence", False)
         if self.delivery_timeout_ms < self.linger_ms:
             raise InvalidConfigError(
-                f"delivery_timeout_ms={self.delivery_timeout_ms} is below linger_ms={self.linger_ms}: "
-                "a record would expire before it is sent"
+                f"delivery_timeout_ms={self.delivery_timeout_ms} is below "
+                f"linger_ms={self.linger_ms}: a record would expire before it is sent"
             )
 
 
@@ -268,7 +268,7 @@ def validated(kind: type[ConfigT], options: Mapping[str, Any], what: str) -> Con
         reason = str(error)
         name = next((n for n in options if f"$.{n}" in reason), "")
         value = f"{name}={options[name]!r} of {what}: " if name else f"{what}: "
-        raise InvalidConfigError(f"{value}{reason.split(' - at ')[0]}") from error
+        raise InvalidConfigError(f"{value}{reason.split(' - at ', maxsplit=1)[0]}") from error
 
 
 def _default(kind: type[msgspec.Struct], name: str) -> object:

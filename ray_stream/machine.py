@@ -1,9 +1,9 @@
 """The contract of a machine whose state is a fold over its own log: decide, then apply.
 
-Owns: the two methods and what they may do. `decide` looks and answers; `apply` is the only mutation. The same
-`apply` runs when a record is first written and when a restarted machine replays its log, so
-recovery is not a second code path. Answers leave once their records are committed; a failed append
-has no way back: the machine is dropped and replayed.
+Owns: the two methods and what they may do. `decide` looks and answers; `apply` is the only
+mutation. The same `apply` runs when a record is first written and when a restarted machine replays
+its log, so recovery is not a second code path. Answers leave once their records are committed; a
+failed append has no way back: the machine is dropped and replayed.
 """
 
 from collections.abc import Sequence

@@ -150,5 +150,7 @@ class TopicDescription:
     partitions: tuple[PartitionDescription, ...] = ()
 
 
-StartPosition = Literal["earliest", "latest"] | int | datetime | Mapping[int, "int | datetime | str"]
+StartPosition = (
+    Literal["earliest", "latest"] | int | datetime | Mapping[int, "int | datetime | str"]
+)
 """Every "where to start" argument; a mapping gives one for each partition."""

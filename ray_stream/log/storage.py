@@ -1,14 +1,16 @@
 """Files and directories behind one seam: the only `os` calls of the log.
 
-Owns: what a write, a sync, a rename and a lock mean, for a real disk. Refuses: knowing what the bytes are.
+Owns: what a write, a sync, a rename and a lock mean, for a real disk. Refuses: knowing what the
+bytes are.
 
-`testing.memory.MemoryStorage` is the other implementation: it forgets what was not synced. The rules
-that both keep:
+`testing.memory.MemoryStorage` is the other implementation: it forgets what was not synced. The
+rules that both keep:
 
 * A write is visible to every reader at once and durable only after `File.sync()`.
 * A created or renamed name is durable only after `Storage.sync_directory()` of its parent.
-* A write that fails part-way leaves the file at its old length, or raises `StorageError` saying it could not.
-* Locks are open-file-description locks on byte ranges: they belong to the open file, survive the
+* A write that fails part-way leaves the file at its old length, or raises `StorageError` saying it
+could not. * Locks are open-file-description locks on byte ranges: they belong to the open file,
+survive the
   closing of other descriptors of it, and end with the process (STORAGE section 2).
 """
 
@@ -125,7 +127,7 @@ class Storage(Protocol):
         ...
 
     def lock(self, path: str, position: int) -> Lock | None:
-        """Take the exclusive lock on one byte of a file (made when missing); None when it is held."""
+        """Take the exclusive lock on one byte of a file, made when missing; None when held."""
         ...
 
     def free_bytes(self, path: str) -> int:
@@ -145,7 +147,8 @@ def read_file(storage: Storage, path: str) -> bytes:
 def replace_file(storage: Storage, path: str, data: Buffer) -> None:
     """Replace a small file so that a crash leaves the old one or the new one, never a mixture.
 
-    Temporary file, sync, rename, sync of the directory: when this returns the new content is durable.
+    Temporary file, sync, rename, sync of the directory: when this returns the new content is
+    durable.
     """
     temporary = f"{path}.tmp"
     file = storage.open(temporary, create=True)
@@ -180,7 +183,9 @@ class DiskFile:
                 return data
             parts = [data]
             got = len(data)
-            while got < length and (data := os.pread(self._descriptor, length - got, position + got)):
+            while got < length and (
+                data := os.pread(self._descriptor, length - got, position + got)
+            ):
                 parts.append(data)
                 got += len(data)
             return b"".join(parts)

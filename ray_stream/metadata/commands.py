@@ -1,7 +1,7 @@
 """What may be asked of the metadata machine, and what it answers.
 
-Owns: the shapes of commands and responses; `rpc` sends these same structs between processes. Refuses:
-deciding. A refused command is an exception of `ray_stream.errors`, never a response.
+Owns: the shapes of commands and responses; `rpc` sends these same structs between processes.
+Refuses: deciding. A refused command is an exception of `ray_stream.errors`, never a response.
 
 Epochs: `controller_epoch` fences controllers, `broker_epoch` (given at registration) fences broker
 incarnations, `leader_epoch` fences the hosts of one partition (STORAGE section 5).
@@ -57,7 +57,7 @@ class BrokerRegistered(msgspec.Struct, frozen=True, tag=True, array_like=True):
     broker_id: int
     broker_epoch: int
     owned: list[str]
-    """Locked directories that this broker serves from now on; locks of others are to be released."""
+    """Locked directories that this broker serves from now on; it releases all others."""
     make: list[NewDirectory]
     """Directories to make; report them by registering again."""
 
@@ -130,7 +130,7 @@ class ProducerIdGiven(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class ClaimLeadership(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """A broker wants new leader epochs for partitions that it is about to open in one host actor."""
+    """A broker wants new leader epochs for partitions that one host is about to lead."""
 
     broker_id: int
     broker_epoch: int
@@ -188,7 +188,7 @@ class AssignedPartition(msgspec.Struct, frozen=True, array_like=True):
     slot: str
     """Which partition actor of the node: "0", "1" … shared, or a name of its own when dedicated."""
     never_led: bool
-    """No leader epoch was ever given: its log may be created. Otherwise missing files are a loss."""
+    """No leader epoch was ever given: its log may be made. Else missing files are a loss."""
     config: TopicConfig
     config_version: int
     partition_count: int

@@ -30,7 +30,12 @@ assert LAYOUT.size == HEADER_BYTES
 _CRC_POSITION = 12
 _CRC_END = 16
 _U32 = struct.Struct("<I")
+_PRODUCER = struct.Struct("<hqi")
+_PRODUCER_POSITION = 40
 _RESERVED = bytes(22)
+
+Buffer = bytes | bytearray | memoryview
+"""Bytes that are read where they lie."""
 
 
 class PayloadKind(IntEnum):
@@ -54,7 +59,13 @@ FLAG_LOG_APPEND_TIME = 1 << 16
 FLAG_TRANSACTIONAL = 1 << 17
 FLAG_CONTROL = 1 << 18
 FLAG_OFFSET_DELTA = 1 << 19
-_KNOWN_FLAGS = FLAG_LOG_APPEND_TIME | FLAG_TRANSACTIONAL | FLAG_CONTROL | FLAG_OFFSET_DELTA
+FLAG_KEY = 1 << 20
+FLAG_VALUE = 1 << 21
+FLAG_TIMESTAMP = 1 << 22
+FLAG_HEADERS = 1 << 23
+COLUMN_FLAGS = FLAG_KEY | FLAG_VALUE | FLAG_TIMESTAMP | FLAG_HEADERS | FLAG_OFFSET_DELTA
+"""Which columns an Arrow payload holds: with them no schema need be stored."""
+_KNOWN_FLAGS = FLAG_LOG_APPEND_TIME | FLAG_TRANSACTIONAL | FLAG_CONTROL | COLUMN_FLAGS
 _INCOMPATIBLE_MASK = 0xFFFF0000
 
 
@@ -102,7 +113,7 @@ class BatchHeader(NamedTuple):
         return bool(self.flags & FLAG_LOG_APPEND_TIME)
 
 
-def header_checksum(raw: bytes | bytearray | memoryview) -> int:
+def header_checksum(raw: Buffer) -> int:
     """CRC32C over the 124 header bytes that are not the checksum."""
     view = memoryview(raw)
     return crc32c.crc32c(view[_CRC_END:HEADER_BYTES], crc32c.crc32c(view[:_CRC_POSITION]))
@@ -117,7 +128,7 @@ def encode_header(header: BatchHeader) -> bytes:
     return bytes(raw)
 
 
-def decode_header(raw: bytes | bytearray | memoryview, position: int = 0) -> BatchHeader:
+def decode_header(raw: Buffer, position: int = 0) -> BatchHeader:
     """Read and check the header at `position`.
 
     Raises:
@@ -134,7 +145,9 @@ def decode_header(raw: bytes | bytearray | memoryview, position: int = 0) -> Bat
     if checksum != header_checksum(view):
         raise CorruptBatchError("the header's checksum does not match")
     if version != VERSION:
-        raise CorruptBatchError(f"header version {version} is not {VERSION}: written by a newer version")
+        raise CorruptBatchError(
+            f"header version {version} is not {VERSION}: written by another version of ray_stream"
+        )
     if reserved or fields[-1] != _RESERVED:
         raise CorruptBatchError("reserved header bytes are not zero")
     header = BatchHeader(kind, compression, flags, *fields[7:-1])
@@ -161,6 +174,19 @@ def _check_fields(header: BatchHeader) -> None:
         raise CorruptBatchError("an uncompressed payload with two different lengths")
 
 
+def with_producer(
+    raw: Buffer, *, producer_id: int, producer_epoch: int, base_sequence: int
+) -> bytes:
+    """An encoded header with another producer id, epoch and sequence, and its checksum renewed.
+
+    A client builds a batch once and learns these only when the batch is first sent.
+    """
+    stamped = bytearray(raw)
+    _PRODUCER.pack_into(stamped, _PRODUCER_POSITION, producer_epoch, producer_id, base_sequence)
+    _U32.pack_into(stamped, _CRC_POSITION, header_checksum(stamped))
+    return bytes(stamped)
+
+
 def stamp_header(
     header: BatchHeader,
     *,
@@ -170,11 +196,15 @@ def stamp_header(
     durable_offset: int,
     log_append_time: bool,
 ) -> BatchHeader:
-    """The header with the leader's fields set; everything of the producer's stays."""
+    """The header with the leader's fields set; everything of the producer's stays.
+
+    Whose clock the times are from is the topic's to say, so that flag is set or cleared.
+    """
+    flags = header.flags & ~FLAG_LOG_APPEND_TIME
     return header._replace(
         base_offset=base_offset,
         leader_epoch=leader_epoch,
         append_timestamp=append_timestamp,
         durable_offset=durable_offset,
-        flags=header.flags | FLAG_LOG_APPEND_TIME if log_append_time else header.flags,
+        flags=flags | FLAG_LOG_APPEND_TIME if log_append_time else flags,
     )

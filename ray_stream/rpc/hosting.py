@@ -2,8 +2,9 @@
 
 Owns: the shapes. Refuses: deciding which actor serves what (`metadata.hosting`).
 
-A partition comes up in two steps, so that its leader epoch is durable in the metadata log before its first append:
-`PreparePartitions` recovers the log, the broker claims an epoch from the controller, `LeadPartitions` begins it.
+A partition comes up in two steps, so that its leader epoch is durable in the metadata log before
+its first append: `PreparePartitions` recovers the log, the broker claims an epoch from the
+controller, `LeadPartitions` begins it.
 """
 
 import msgspec

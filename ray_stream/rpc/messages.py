@@ -1,10 +1,11 @@
 """Requests and answers between clients, partition actors, brokers and the controller.
 
-Owns: the shapes, with every field that DESIGN section 5 wants from the first version on; unused ones have
-defaults. Refuses: transport and encoding (`rpc.wire`).
+Owns: the shapes, with every field that DESIGN section 5 wants from the first version on; unused
+ones have defaults. Refuses: transport and encoding (`rpc.wire`).
 
-Batches travel beside a message, not inside: `batches` is a list of buffers that a transport sends as they
-are. Answers are per partition: an error, or a result. Metadata commands are those of `metadata.commands`.
+Batches travel beside a message, not inside: `batches` is a list of buffers that a transport sends
+as they are. Answers are per partition: an error, or a result. Metadata commands are those of
+`metadata.commands`.
 """
 
 from typing import Any
@@ -137,7 +138,7 @@ class FetchResponse(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class ListOffsetsPartition(msgspec.Struct, frozen=True, array_like=True):
-    """One question: `EARLIEST`, `LATEST` (the readable end), or the first record not before a time."""
+    """One question: `EARLIEST`, `LATEST` (the readable end), or a time: its first record."""
 
     topic_id: str
     partition: int

@@ -1,12 +1,13 @@
-"""The services that processes offer each other, as Protocols; both ends of every transport keep them.
+"""The services that processes offer each other, as Protocols that every transport keeps.
 
-Owns: method names, and the calling convention. Refuses: transport. Implementations: the hosts of `actors/`, the
-Ray stubs of `actors/stubs.py`, the simulator's network.
+Owns: method names, and the calling convention. Refuses: transport. Implementations: the hosts of
+`actors/`, the Ray stubs of `actors/stubs.py`, the simulator's network.
 
-Convention: a method returns at once and calls `reply` exactly once, with the answer or with an error of
-`ray_stream.errors`, from any thread. A transport that lost the peer replies `OutcomeUnknownError` (the request may
-have been applied) or a `RetriableError` (it certainly was not sent). A simulated network may never reply: callers
-hold their own deadlines. With `acks=0` the answer means only that the request was sent.
+Convention: a method returns at once and calls `reply` exactly once, with the answer or with an
+error of `ray_stream.errors`, from any thread. A transport that lost the peer replies
+`OutcomeUnknownError` (the request may have been applied) or a `RetriableError` (it certainly was
+not sent). A simulated network may never reply: callers hold their own deadlines. With `acks=0` the
+answer means only that the request was sent.
 """
 
 from collections.abc import Callable
@@ -42,7 +43,7 @@ class PartitionService(Protocol):
     """A partition actor, hosting one or more partitions."""
 
     def produce(self, request: ProduceRequest, reply: Reply[ProduceResponse]) -> None:
-        """Append batches; replies when they are as durable as `acks` and the topic's durability say."""
+        """Append batches; replies when they are as durable as `acks` and the topic say."""
         ...
 
     def fetch(self, request: FetchRequest, reply: Reply[FetchResponse]) -> None:

@@ -1,7 +1,7 @@
 """Messages as frames: one msgpack envelope, and the batches beside it as they are.
 
-Owns: encoding, decoding, and the refusal of what is malformed. Refuses: transport. Nothing is ever unpickled: an
-envelope is msgpack of a closed union of structs, checked field by field.
+Owns: encoding, decoding, and the refusal of what is malformed. Refuses: transport. Nothing is ever
+unpickled: an envelope is msgpack of a closed union of structs, checked field by field.
 """
 
 from collections.abc import Sequence

@@ -1,0 +1,434 @@
+"""Which partition actor of a node serves what: the broker's mind, `step(event, now_ms) -> effects`.
+
+Owns: the difference between what the controller assigned and what the node's hosts serve, and the
+next thing to do about it. Refuses: spawning, calling, locking; its shell performs the effects and
+feeds the results back as events.
+
+A slot is a place for one partition actor ("host"); every start of one has a new name. A partition
+comes up in three steps, each confirmed before the next: prepared by its host (lock, recovery),
+claimed from the controller (a new leader epoch, durable there), led by its host. A host has at most
+one operation under way, so its answers come in order; an answer of an earlier host of the slot
+names that host and is dropped.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from ray_stream.metadata.commands import (
+    AssignedPartition,
+    BrokerAssignment,
+    PartitionKey,
+    PartitionServed,
+)
+
+RETRY_MS = 200
+RETRY_OFFLINE_MS = 5_000
+
+# --- events --------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Assigned:
+    """The controller's word, whole."""
+
+    assignment: BrokerAssignment
+    ready: Sequence[str]
+    """Directory ids that this broker has the lock of."""
+
+
+@dataclass(slots=True)
+class HostUp:
+    """A host answers: a new one, or a living one that a restarted broker found."""
+
+    slot: str
+    host: str
+    served: Sequence[PartitionServed] = ()
+
+
+@dataclass(slots=True)
+class HostDown:
+    """A host is dead, or could not be started."""
+
+    host: str
+
+
+@dataclass(slots=True)
+class Prepared:
+    """Answer to `Prepare`."""
+
+    host: str
+    results: Sequence[tuple[str, int, str]]
+
+
+@dataclass(slots=True)
+class Claimed:
+    """Answer to `Claim`."""
+
+    host: str
+    keys: Sequence[PartitionKey]
+    leader_epochs: Sequence[int]
+
+
+@dataclass(slots=True)
+class Led:
+    """Answer to `Lead` and `Alter`."""
+
+    host: str
+    served: Sequence[PartitionServed]
+
+
+@dataclass(slots=True)
+class Released:
+    """Answer to `Release`."""
+
+    host: str
+    keys: Sequence[PartitionKey]
+    deleted: bool
+
+
+@dataclass(slots=True)
+class Failed:
+    """An operation of a living host failed or was refused; it is tried again a little later."""
+
+    host: str
+
+
+@dataclass(slots=True)
+class Tick:
+    """Time went by."""
+
+
+Event = Assigned | HostUp | HostDown | Prepared | Claimed | Led | Released | Failed | Tick
+
+# --- effects -------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class StartHost:
+    """Start a partition actor for the slot; answer `HostUp` or `HostDown`."""
+
+    slot: str
+    host: str
+
+
+@dataclass(slots=True)
+class StopHost:
+    """End a host that has nothing to serve any more."""
+
+    host: str
+
+
+@dataclass(slots=True)
+class Prepare:
+    """Ask a host to lock and recover logs."""
+
+    host: str
+    partitions: list[AssignedPartition]
+
+
+@dataclass(slots=True)
+class Claim:
+    """Ask the controller for leader epochs."""
+
+    host: str
+    keys: list[PartitionKey]
+
+
+@dataclass(slots=True)
+class Lead:
+    """Ask a host to begin leader epochs."""
+
+    host: str
+    partitions: list[tuple[str, int, int]]
+
+
+@dataclass(slots=True)
+class Alter:
+    """Tell a host new settings."""
+
+    host: str
+    partitions: list[AssignedPartition]
+
+
+@dataclass(slots=True)
+class Release:
+    """Ask a host to close logs, and with `delete` to remove their files."""
+
+    host: str
+    keys: list[PartitionKey]
+    delete: list[tuple[str, int, str]]
+
+
+@dataclass(slots=True)
+class Report:
+    """Tell the controller what a host serves."""
+
+    host: str
+    served: list[PartitionServed]
+
+
+@dataclass(slots=True)
+class ReportDeleted:
+    """Tell the controller that the files of deleted partitions are gone."""
+
+    keys: list[PartitionKey]
+
+
+Effect = StartHost | StopHost | Prepare | Claim | Lead | Alter | Release | Report | ReportDeleted
+
+
+class Stage(Enum):
+    """How far a partition has come on its host."""
+
+    ABSENT = 0
+    PREPARED = 1
+    CLAIMED = 2
+    SERVED = 3
+    OFFLINE = 4
+
+
+@dataclass(slots=True)
+class _Partition:
+    stage: Stage = Stage.ABSENT
+    leader_epoch: int = -1
+    config_version: int = -1
+    retry_at_ms: int = 0
+
+
+@dataclass(slots=True)
+class _Slot:
+    """One place for a partition actor. `host` is empty while none was asked for."""
+
+    name: str
+    host: str = ""
+    up: bool = False
+    busy: bool = False
+    retry_at_ms: int = 0
+    partitions: dict[PartitionKey, _Partition] = field(default_factory=dict)
+
+
+class BrokerMachine:
+    """One broker's plan for its partition actors."""
+
+    def __init__(self, incarnation: str) -> None:
+        """Args: incarnation: unique for this start of the broker; part of every host's name."""
+        self._incarnation = incarnation
+        self._hosts_started = 0
+        self._slots: dict[str, _Slot] = {}
+        self._wanted: dict[str, dict[PartitionKey, AssignedPartition]] = {}
+        self._delete: dict[PartitionKey, str] = {}
+        self.version = -1
+
+    def step(self, event: Event, now_ms: int) -> list[Effect]:
+        """Take in what happened; return what to do. Effects may be performed concurrently."""
+        effects: list[Effect] = []
+        match event:
+            case Assigned():
+                self._take_assignment(event)
+            case HostUp():
+                effects += self._host_up(event)
+            case HostDown():
+                self._host_down(event.host, now_ms)
+            case Tick():
+                pass
+            case _:
+                effects += self._answered(event, now_ms)
+        return effects + self._plan(now_ms)
+
+    def hosts(self) -> list[str]:
+        """Names of the hosts that were asked for and not seen dead."""
+        return [slot.host for slot in self._slots.values() if slot.host]
+
+    def reports(self) -> list[Effect]:
+        """Everything served, again: a controller that was replaced has forgotten it."""
+        return [
+            Report(slot.host, served)
+            for slot in self._slots.values()
+            if slot.up and (served := self._served(slot))
+        ]
+
+    # --- events ------------------------------------------------------------------------------
+
+    def _take_assignment(self, event: Assigned) -> None:
+        ready = frozenset(event.ready)
+        self.version = event.assignment.version
+        self._wanted = {}
+        for wanted in event.assignment.partitions:
+            if wanted.directory_id in ready:
+                place = self._wanted.setdefault(wanted.slot, {})
+                place[wanted.topic_id, wanted.partition] = wanted
+        self._delete = {
+            (topic_id, partition): directory
+            for topic_id, partition, directory in event.assignment.delete
+            if directory in ready
+        }
+        for name in self._wanted:
+            self._slots.setdefault(name, _Slot(name))
+
+    def _host_up(self, event: HostUp) -> list[Effect]:
+        slot = self._slots.setdefault(event.slot, _Slot(event.slot))
+        if slot.host and slot.host != event.host:
+            return [StopHost(event.host)]
+        slot.host, slot.up, slot.busy = event.host, True, False
+        slot.partitions = {
+            (served.topic_id, served.partition): _Partition(
+                Stage.OFFLINE if served.offline_reason else Stage.SERVED,
+                served.leader_epoch,
+                served.config_version,
+            )
+            for served in event.served
+        }
+        return [Report(slot.host, list(event.served))] if event.served else []
+
+    def _host_down(self, host: str, now_ms: int) -> None:
+        slot = self._slot_of(host)
+        if slot is None:
+            return
+        quickly_again = slot.up
+        slot.host, slot.up, slot.busy, slot.partitions = "", False, False, {}
+        slot.retry_at_ms = now_ms if quickly_again else now_ms + RETRY_MS
+
+    def _answered(
+        self, event: Prepared | Claimed | Led | Released | Failed, now_ms: int
+    ) -> list[Effect]:
+        slot = self._slot_of(event.host)
+        if slot is None:
+            return []
+        slot.busy = False
+        match event:
+            case Prepared():
+                return self._prepared(slot, event, now_ms)
+            case Claimed():
+                for key, leader_epoch in zip(event.keys, event.leader_epochs, strict=True):
+                    slot.partitions[key] = _Partition(Stage.CLAIMED, leader_epoch)
+            case Led():
+                return self._led(slot, event, now_ms)
+            case Released():
+                return self._released(slot, event)
+            case Failed():
+                slot.retry_at_ms = now_ms + RETRY_MS
+        return []
+
+    def _released(self, slot: _Slot, event: Released) -> list[Effect]:
+        for key in event.keys:
+            slot.partitions.pop(key, None)
+        if not event.deleted:
+            return []
+        for key in event.keys:
+            self._delete.pop(key, None)
+        return [ReportDeleted(list(event.keys))]
+
+    def _prepared(self, slot: _Slot, event: Prepared, now_ms: int) -> list[Effect]:
+        offline = []
+        for topic_id, number, reason in event.results:
+            state = slot.partitions.setdefault((topic_id, number), _Partition())
+            state.stage = Stage.OFFLINE if reason else Stage.PREPARED
+            if reason:
+                state.retry_at_ms = now_ms + RETRY_OFFLINE_MS
+                offline.append(PartitionServed(topic_id, number, -1, -1, reason))
+        return [Report(slot.host, offline)] if offline else []
+
+    def _led(self, slot: _Slot, event: Led, now_ms: int) -> list[Effect]:
+        for served in event.served:
+            stage = Stage.OFFLINE if served.offline_reason else Stage.SERVED
+            slot.partitions[served.topic_id, served.partition] = _Partition(
+                stage, served.leader_epoch, served.config_version, now_ms + RETRY_OFFLINE_MS
+            )
+        return [Report(slot.host, list(event.served))] if event.served else []
+
+    # --- the plan --------------------------------------------------------------------------------
+
+    def _plan(self, now_ms: int) -> list[Effect]:
+        effects: list[Effect] = []
+        for slot in self._slots.values():
+            effect = self._next_for(slot, now_ms)
+            if effect is not None:
+                effects.append(effect)
+        self._drop_empty_slots()
+        return effects
+
+    def _next_for(self, slot: _Slot, now_ms: int) -> Effect | None:
+        if slot.busy or now_ms < slot.retry_at_ms:
+            return None
+        wanted = self._wanted.get(slot.name, {})
+        if not slot.host:
+            if not wanted and not self._must_delete_for(slot):
+                return None
+            self._hosts_started += 1
+            slot.host = f"{slot.name}.{self._incarnation}.{self._hosts_started}"
+            slot.busy = True
+            return StartHost(slot.name, slot.host)
+        effect = self._operation(slot, wanted, now_ms)
+        slot.busy = effect is not None
+        if effect is None and not wanted and not slot.partitions:
+            effect = StopHost(slot.host)
+            slot.host, slot.up = "", False
+        return effect
+
+    def _operation(
+        self, slot: _Slot, wanted: dict[PartitionKey, AssignedPartition], now_ms: int
+    ) -> Effect | None:
+        gone = [key for key in slot.partitions if key not in wanted]
+        delete = [(key[0], key[1], self._delete[key]) for key in gone if key in self._delete]
+        delete += self._must_delete_for(slot)
+        if delete:
+            return Release(
+                slot.host, [(topic_id, number) for topic_id, number, _ in delete], delete
+            )
+        if gone:
+            return Release(slot.host, gone, [])
+        claimed = [key for key in wanted if self._stage(slot, key) is Stage.CLAIMED]
+        if claimed:
+            epochs = [(*key, slot.partitions[key].leader_epoch) for key in claimed]
+            return Lead(slot.host, epochs)
+        prepared = [key for key in wanted if self._stage(slot, key) is Stage.PREPARED]
+        if prepared:
+            return Claim(slot.host, prepared)
+        absent = [one for key, one in wanted.items() if self._is_due(slot, key, now_ms)]
+        if absent:
+            return Prepare(slot.host, absent)
+        stale = [one for key, one in wanted.items() if self._is_stale(slot, key, one)]
+        return Alter(slot.host, stale) if stale else None
+
+    def _stage(self, slot: _Slot, key: PartitionKey) -> Stage:
+        state = slot.partitions.get(key)
+        return state.stage if state else Stage.ABSENT
+
+    def _is_due(self, slot: _Slot, key: PartitionKey, now_ms: int) -> bool:
+        state = slot.partitions.get(key)
+        if state is None or state.stage is Stage.ABSENT:
+            return True
+        return state.stage is Stage.OFFLINE and now_ms >= state.retry_at_ms
+
+    def _is_stale(self, slot: _Slot, key: PartitionKey, wanted: AssignedPartition) -> bool:
+        state = slot.partitions[key]
+        return state.stage is Stage.SERVED and state.config_version != wanted.config_version
+
+    def _must_delete_for(self, slot: _Slot) -> list[tuple[str, int, str]]:
+        """Files of deleted partitions that no host has open: the first slot removes them."""
+        if not self._delete or slot is not next(iter(self._slots.values())):
+            return []
+        open_somewhere = {
+            key for other in self._slots.values() for key in other.partitions if key in self._delete
+        }
+        return [
+            (key[0], key[1], directory)
+            for key, directory in self._delete.items()
+            if key not in open_somewhere
+        ]
+
+    def _drop_empty_slots(self) -> None:
+        if not self._delete:
+            for name in [n for n, s in self._slots.items() if not s.host and n not in self._wanted]:
+                del self._slots[name]
+
+    def _served(self, slot: _Slot) -> list[PartitionServed]:
+        return [
+            PartitionServed(key[0], key[1], state.leader_epoch, state.config_version)
+            for key, state in slot.partitions.items()
+            if state.stage is Stage.SERVED
+        ]
+
+    def _slot_of(self, host: str) -> _Slot | None:
+        return next((slot for slot in self._slots.values() if slot.host == host), None)
