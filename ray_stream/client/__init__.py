@@ -1,0 +1,1 @@
+"""Producers, consumers and administration: cores that decide, shells that wait."""
