@@ -1,6 +1,6 @@
-"""The fixed 128-byte header in front of every batch: layout, encoding, and the checks before trust.
+"""The 128-byte header in front of every batch: layout, encoding, and the checks before trust.
 
-Owns: the layout of STORAGE section 1, and what makes a header believable by itself. Refuses: payload
+Owns: the layout of `docs/format.md`, and what makes a header believable by itself. Refuses: payload
 bytes, files, policy such as sequence numbers or epochs.
 
 `header_crc` is CRC32C over every other header byte and is checked before any other field is used.
@@ -70,7 +70,7 @@ _INCOMPATIBLE_MASK = 0xFFFF0000
 
 
 class BatchHeader(NamedTuple):
-    """The fields in the order of their bytes; magic, version and checksum of the header left out."""
+    """The fields in the order of their bytes, but for magic, version and the header's checksum."""
 
     payload_kind: int = PayloadKind.ARROW
     compression: int = Compression.NONE

@@ -1,0 +1,190 @@
+"""The Arrow IPC message of a payload: its one layout, written and checked without Arrow.
+
+Owns: the metadata in front of the column buffers, and the proof that a message describes exactly
+the bytes behind it. Refuses: the values in the columns (`reader`), compression, schemas.
+
+A message is valid Arrow IPC (any Arrow implementation reads it, given the schema), but of all the
+ways to lay out its flatbuffer we write one, and accept no other. So nothing of a hostile message is
+followed: its numbers are read from fixed places, the message that they describe is encoded anew,
+and the two must be equal byte for byte. Arrow's buffer compression, dictionaries, overlapping
+buffers or lengths beyond the payload cannot be said in that layout.
+
+The layout follows Arrow's `Message.fbs` and "Encapsulated message format", metadata version 5.
+"""
+
+import struct
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+from ray_stream.errors import CorruptBatchError
+from ray_stream.records.header import (
+    COLUMN_FLAGS,
+    FLAG_HEADERS,
+    FLAG_KEY,
+    FLAG_OFFSET_DELTA,
+    FLAG_TIMESTAMP,
+    FLAG_VALUE,
+    Buffer,
+)
+
+ALIGNMENT = 8
+
+_CONTINUATION = 0xFFFFFFFF
+_PREFIX_BYTES = 8
+_METADATA_V5 = 4
+_RECORD_BATCH = 3
+FIXED_WIDTH = {FLAG_TIMESTAMP: 8, FLAG_OFFSET_DELTA: 4}
+_COLUMN_ORDER = (FLAG_KEY, FLAG_VALUE, FLAG_TIMESTAMP, FLAG_HEADERS, FLAG_OFFSET_DELTA)
+_SIZES = {  # (nodes, buffers) of a column: binary, binary, int64, map<string, binary>, int32
+    FLAG_KEY: (1, 3),
+    FLAG_VALUE: (1, 3),
+    FLAG_TIMESTAMP: (1, 2),
+    FLAG_HEADERS: (4, 9),
+    FLAG_OFFSET_DELTA: (1, 2),
+}
+
+
+class Shape:
+    """What varies from message to message: two numbers for a node, one for a buffer."""
+
+    __slots__ = ("buffers", "nodes")
+
+    def __init__(self) -> None:
+        self.nodes: list[int] = []
+        """Length and null count of each node, depth first."""
+        self.buffers: list[int] = []
+        """Bytes of each buffer, padding left out."""
+
+    def add_binary(self, count: int, nulls: int, data_bytes: int) -> None:
+        """A column `key` or `value`: validity (only if there are nulls), offsets, data."""
+        self.nodes += (count, nulls)
+        self.buffers += (bitmap_bytes(count) if nulls else 0, 4 * (count + 1), data_bytes)
+
+    def add_fixed(self, count: int, width: int) -> None:
+        """A column of integers, without nulls."""
+        self.nodes += (count, 0)
+        self.buffers += (0, count * width)
+
+    def add_headers(
+        self, count: int, entries: int, nulls: int, key_bytes: int, value_bytes: int
+    ) -> None:
+        """The column `headers`: never null itself, its keys neither, its values perhaps."""
+        self.nodes += (count, 0, entries, 0)
+        self.buffers += (0, 4 * (count + 1), 0)
+        self.add_binary(entries, 0, key_bytes)
+        self.add_binary(entries, nulls, value_bytes)
+
+
+class _Form(NamedTuple):
+    """The metadata of one combination of columns."""
+
+    layout: struct.Struct
+    columns: tuple[int, ...]
+    nodes: int
+    buffers: int
+
+
+def padded(length: int) -> int:
+    """`length` rounded up to where the next buffer begins."""
+    return -length % ALIGNMENT + length
+
+
+def bitmap_bytes(count: int) -> int:
+    """Bytes of a validity bitmap of `count` bits."""
+    return (count + 7) // 8
+
+
+def columns_of(flags: int) -> tuple[int, ...]:
+    """The columns in the order of the payload, each as its flag."""
+    return _form(flags & COLUMN_FLAGS).columns
+
+
+@lru_cache(maxsize=64)
+def _form(column_flags: int) -> _Form:
+    columns = tuple(flag for flag in _COLUMN_ORDER if column_flags & flag)
+    nodes = sum(_SIZES[flag][0] for flag in columns)
+    buffers = sum(_SIZES[flag][1] for flag in columns)
+    layout = struct.Struct(
+        "<Ii"  # continuation, bytes of metadata
+        "I6HihBBqI"  # root offset, vtable and table of Message
+        "5HHiIqI"  # vtable and table of RecordBatch
+        f"I{2 * nodes}qII{2 * buffers}q"  # the vectors of nodes and of buffers
+    )
+    return _Form(layout, columns, nodes, buffers)
+
+
+def encode_metadata(flags: int, record_count: int, shape: Shape) -> bytes:
+    """The bytes in front of the body: prefix and metadata."""
+    form = _form(flags & COLUMN_FLAGS)
+    places: list[int] = []
+    position = 0
+    for length in shape.buffers:
+        places += (position, length)
+        position += padded(length)
+    return form.layout.pack(
+        *(_CONTINUATION, form.layout.size - _PREFIX_BYTES),
+        *(16, 12, 20, 4, 6, 16, 8, 12, _METADATA_V5, _RECORD_BATCH, 0, position, 16),
+        *(10, 20, 8, 4, 16, 0, 12, 16, record_count, 12 + 16 * form.nodes),
+        *(form.nodes, *shape.nodes, 0, form.buffers, *places),
+    )
+
+
+def check_message(payload: Buffer, flags: int, record_count: int) -> None:
+    """Check that `payload` is one record batch of these columns and rows, and nothing else.
+
+    Nothing is allocated by a length in it. Values are not looked at: offsets inside a column and
+    UTF-8 are the reader's to check.
+
+    Raises:
+        CorruptBatchError: anything differs from the one layout.
+    """
+    form = _form(flags & COLUMN_FLAGS)
+    if not form.columns:
+        raise CorruptBatchError("the header names no column, yet there is a payload")
+    metadata_bytes = form.layout.size
+    if len(payload) < metadata_bytes:
+        raise CorruptBatchError(
+            f"{len(payload)} bytes are too few for the Arrow metadata of these columns"
+        )
+    fields = form.layout.unpack_from(payload)
+    behind_nodes = len(fields) - 2 * form.buffers - 2
+    shape = _claimed_shape(
+        form.columns,
+        record_count,
+        fields[behind_nodes - 2 * form.nodes : behind_nodes],
+        fields[1 - 2 * form.buffers :: 2],
+        len(payload),
+    )
+    body_bytes = sum(map(padded, shape.buffers))
+    if body_bytes != len(payload) - metadata_bytes:
+        raise CorruptBatchError(
+            f"the columns need {body_bytes} bytes, the payload has {len(payload) - metadata_bytes}"
+        )
+    if encode_metadata(flags, record_count, shape) != payload[:metadata_bytes]:
+        raise CorruptBatchError("the Arrow metadata differs from the one layout of this format")
+
+
+def _claimed_shape(
+    columns: Sequence[int],
+    record_count: int,
+    nodes: Sequence[int],
+    lengths: Sequence[int],
+    limit: int,
+) -> Shape:
+    """The shape that the message must have; only what may vary is taken from its numbers."""
+    if min(*nodes, *lengths) < 0 or max(*nodes, *lengths) > limit:
+        raise CorruptBatchError(f"a count or length in the Arrow metadata is not in [0, {limit}]")
+    shape = Shape()
+    for flag in columns:
+        node, buffer = len(shape.nodes), len(shape.buffers)
+        if flag == FLAG_HEADERS:
+            entries, nulls = nodes[node + 2], nodes[node + 7]
+            shape.add_headers(
+                record_count, entries, nulls, lengths[buffer + 5], lengths[buffer + 8]
+            )
+        elif flag in FIXED_WIDTH:
+            shape.add_fixed(record_count, FIXED_WIDTH[flag])
+        else:
+            shape.add_binary(record_count, nodes[node + 1], lengths[buffer + 2])
+    return shape
