@@ -104,11 +104,7 @@ def split_batches(buffer: Buffer) -> Iterator[tuple[BatchHeader, memoryview]]:
 
 def check_header(header: BatchHeader) -> None:
     """Check that the fields of a decoded header agree with each other."""
-    identity = (header.producer_id, header.producer_epoch, header.base_sequence)
-    if min(identity) < 0 and identity != (-1, -1, -1):
-        raise CorruptBatchError(
-            f"producer id, epoch and sequence {identity}: all are set, or all are -1"
-        )
+    _check_producer(header)
     if header.schema_id < -1:
         raise CorruptBatchError(f"schema id {header.schema_id} is below -1")
     if header.record_count and not 0 <= header.base_timestamp <= header.max_timestamp:
@@ -120,6 +116,18 @@ def check_header(header: BatchHeader) -> None:
         _check_arrow_header(header)
     elif header.compression != Compression.NONE or header.flags & COLUMN_FLAGS:
         raise CorruptBatchError("a Kafka payload with our own compression or columns")
+
+
+def _check_producer(header: BatchHeader) -> None:
+    identity = [header.producer_id, header.producer_epoch, header.base_sequence]
+    if header.is_control:  # the end of a transaction has its producer's id, but no sequence
+        if header.base_sequence != -1:
+            raise CorruptBatchError(f"a control batch with sequence {header.base_sequence}")
+        identity.pop()
+    if min(identity) < 0 and identity != [-1] * len(identity):
+        raise CorruptBatchError(
+            f"producer id, epoch and sequence {identity}: all are set, or all are -1"
+        )
 
 
 def _check_arrow_header(header: BatchHeader) -> None:
