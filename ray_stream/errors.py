@@ -274,6 +274,12 @@ class LeaderNotAvailableError(RetriableError):
     code = 5
 
 
+class BrokerNotAvailableError(RetriableError):
+    """No living broker could take what was asked for."""
+
+    code = 8
+
+
 class FencedLeaderEpochError(RetriableError):
     """The request's leader epoch is older than the leader's."""
 

@@ -60,6 +60,10 @@ class BrokerRegistered(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """Locked directories that this broker serves from now on; it releases all others."""
     make: list[NewDirectory]
     """Directories to make; report them by registering again."""
+    acquire: list[str] = []
+    """Directories to lock as soon as that succeeds; report them by registering again."""
+    refused: list[tuple[str, str]] = []
+    """(directory id, reason) of directories that nobody serves: strays, a wrong broker id."""
 
 
 class BrokerLost(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -96,6 +100,8 @@ class AlterTopic(msgspec.Struct, frozen=True, tag=True, array_like=True):
     partitions: int | None
     options: dict[str, Any]
     timeout_ms: int = 30_000
+    topic_id: str = ""
+    """Not empty: only this incarnation of the topic, so that a late copy cannot hit another."""
 
 
 class TopicAltered(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -110,6 +116,8 @@ class DeleteTopic(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
     name: str
     timeout_ms: int = 30_000
+    topic_id: str = ""
+    """Not empty: only this incarnation of the topic, so that a late copy cannot hit another."""
 
 
 class TopicDeleted(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -155,6 +163,8 @@ class PartitionServed(msgspec.Struct, frozen=True, array_like=True):
     config_version: int
     offline_reason: str = ""
     """Not empty: why it cannot be served (damage, failed sync, missing files)."""
+    sync_failed: bool = False
+    """A sync failed: recorded durably, and only `PartitionRepaired` ends it."""
 
 
 class ReportServed(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -164,6 +174,15 @@ class ReportServed(msgspec.Struct, frozen=True, tag=True, array_like=True):
     broker_epoch: int
     host: str
     partitions: list[PartitionServed]
+
+
+class PartitionRepaired(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """A partition that was offline after a failed sync was read again from disk and is sound."""
+
+    broker_id: int
+    broker_epoch: int
+    topic_id: str
+    partition: int
 
 
 class ConfirmDeleted(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -176,6 +195,9 @@ class ConfirmDeleted(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 class Done(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """Nothing to say but that it is durable."""
+
+    stale: list[PartitionKey] = []
+    """Of `ReportServed`: what the host does not lead any more, and has to close."""
 
 
 class AssignedPartition(msgspec.Struct, frozen=True, array_like=True):
@@ -192,19 +214,23 @@ class AssignedPartition(msgspec.Struct, frozen=True, array_like=True):
     config: TopicConfig
     config_version: int
     partition_count: int
+    offline_reason: str = ""
+    """Not empty: a sync failed; it is not served before a repair, whatever the files look like."""
 
 
 class BrokerAssignment(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """All that one broker has to serve and to delete."""
 
     version: int
-    """Grows with every change of the metadata; equal versions are equal assignments."""
+    """Another one after every change of this assignment, under later controllers too."""
     controller_epoch: int
     owned: list[str]
     make: list[NewDirectory]
     partitions: list[AssignedPartition]
     delete: list[tuple[str, int, str]]
     """(topic_id, partition, directory_id) of deleted partitions whose files are still there."""
+    acquire: list[str] = []
+    """Directories to lock as soon as that succeeds; report them by registering again."""
 
 
 class PartitionMetadata(msgspec.Struct, frozen=True, array_like=True):
@@ -243,3 +269,27 @@ class BrokerMetadata(msgspec.Struct, frozen=True, array_like=True):
     alive: bool
     actor_name: str
     directories: list[str]
+
+
+Command = (
+    RegisterBroker
+    | BrokerLost
+    | CreateTopic
+    | AlterTopic
+    | DeleteTopic
+    | InitProducerId
+    | ClaimLeadership
+    | ReportServed
+    | PartitionRepaired
+    | ConfirmDeleted
+)
+
+Response = (
+    BrokerRegistered
+    | TopicCreated
+    | TopicAltered
+    | TopicDeleted
+    | ProducerIdGiven
+    | LeadershipGiven
+    | Done
+)
