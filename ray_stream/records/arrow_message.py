@@ -161,7 +161,7 @@ def check_message(payload: Buffer, flags: int, record_count: int) -> None:
         raise CorruptBatchError(
             f"the columns need {body_bytes} bytes, the payload has {len(payload) - metadata_bytes}"
         )
-    if encode_metadata(flags, record_count, shape) != payload[:metadata_bytes]:
+    if encode_metadata(flags, record_count, shape) != bytes(payload[:metadata_bytes]):
         raise CorruptBatchError("the Arrow metadata differs from the one layout of this format")
 
 

@@ -56,20 +56,21 @@ def check_batch(
         InvalidRecordError: a batch that a producer may not send.
         InvalidTimestampError: times that are negative or out of order.
     """
-    header = decode_header(batch)
+    view = memoryview(batch)
+    header = decode_header(view)
     if header.batch_bytes > batch_bytes_max:
         raise RecordTooLargeError(
             f"a batch of {header.batch_bytes} bytes is above the limit of {batch_bytes_max}: "
             "send fewer records at a time, or raise max_message_bytes"
         )
-    if len(batch) != header.batch_bytes:
+    if len(view) != header.batch_bytes:
         raise CorruptBatchError(
-            f"the header announces {header.batch_bytes} bytes, there are {len(batch)}"
+            f"the header announces {header.batch_bytes} bytes, there are {len(view)}"
         )
-    check_header(header)
     if produced:
         _check_produced(header)
-    payload = memoryview(batch)[HEADER_BYTES:]
+    check_header(header)
+    payload = view[HEADER_BYTES:]
     check_payload_checksum(header, payload)
     if header.payload_kind == PayloadKind.ARROW and header.compression == Compression.NONE:
         check_arrow_payload(header, payload)
@@ -83,7 +84,6 @@ def split_batches(buffer: Buffer) -> Iterator[tuple[BatchHeader, memoryview]]:
 
     Raises:
         CorruptBatchError: bytes that are not a batch, or only the beginning of one.
-        InvalidRecordError, InvalidTimestampError: as `check_batch`.
     """
     view = memoryview(buffer)
     position = 0
@@ -103,14 +103,18 @@ def split_batches(buffer: Buffer) -> Iterator[tuple[BatchHeader, memoryview]]:
 
 
 def check_header(header: BatchHeader) -> None:
-    """Check that the fields of a decoded header agree with each other."""
+    """Check that the fields of a decoded header agree with each other.
+
+    Raises:
+        CorruptBatchError: no writer of this format makes such a header.
+    """
     _check_producer(header)
     if header.schema_id < -1:
         raise CorruptBatchError(f"schema id {header.schema_id} is below -1")
     if header.record_count and not 0 <= header.base_timestamp <= header.max_timestamp:
-        raise InvalidTimestampError(
-            f"timestamps from {header.base_timestamp} to {header.max_timestamp} ms: "
-            "they must not be negative, and the greatest not below the first"
+        raise CorruptBatchError(
+            f"timestamps from {header.base_timestamp} to {header.max_timestamp} ms: one is "
+            "negative, or the greatest below the first"
         )
     if header.payload_kind == PayloadKind.ARROW:
         _check_arrow_header(header)
@@ -156,6 +160,11 @@ def _check_produced(header: BatchHeader) -> None:
         raise InvalidRecordError("a batch without records: send at least one")
     if flags := header.flags & _LEADERS_FLAGS:
         raise InvalidRecordError(f"flags {flags:#x} are the log's own, a producer leaves them 0")
+    if not 0 <= header.base_timestamp <= header.max_timestamp:
+        raise InvalidTimestampError(
+            f"timestamps from {header.base_timestamp} to {header.max_timestamp} ms: they must not "
+            "be negative, and the greatest not below the first"
+        )
 
 
 def check_payload_checksum(header: BatchHeader, payload: Buffer) -> None:

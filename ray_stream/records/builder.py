@@ -181,6 +181,16 @@ def _check_columns(columns: RecordColumns) -> None:
             )
         if array.null_count and name in ("timestamp", "offset_delta"):
             raise SchemaError(f"column {name} has nulls: give every record one, or no column")
+        if name != "headers":
+            _validate(array)
+
+
+def _validate(array: pa.Array) -> None:
+    """What no reader could decode must not be acknowledged: 1 ns a record."""
+    try:
+        array.validate(full=True)
+    except (ValueError, pa.ArrowException) as error:
+        raise SchemaError(f"a column is damaged: {error}") from error
 
 
 def _times(columns: RecordColumns) -> tuple[int, int, bool]:
@@ -291,6 +301,10 @@ def _map_parts(array: pa.Array) -> tuple[Buffer, pa.Array, pa.Array]:
     first, last = int(offsets[0]), int(offsets[-1])
     keys = array.keys.slice(first, last - first)
     values = array.items.slice(first, last - first)
+    for part in (keys, values):
+        _validate(part)
+    if (offsets[1:] < offsets[:-1]).any():
+        raise SchemaError("column headers is damaged: its offsets decrease")
     if keys.null_count:
         raise SchemaError("a header without a name: every header needs one")
     if array.null_count:  # a null row may still span entries

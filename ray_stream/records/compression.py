@@ -43,7 +43,7 @@ def decompress(payload: Buffer, compression: int, uncompressed_length: int) -> m
 
 def _decompress_at_once(payload: Buffer, length: int) -> memoryview:
     """Zstandard into a buffer of that size: no window, and Arrow refuses any other size."""
-    return memoryview(pa.decompress(payload, decompressed_size=length, codec="zstd"))
+    return memoryview(pa.decompress(payload, decompressed_size=length, codec="zstd")).cast("B")
 
 
 def _decompress_lz4(payload: Buffer, length: int) -> memoryview:
@@ -52,4 +52,4 @@ def _decompress_lz4(payload: Buffer, length: int) -> memoryview:
         content = stream.read_buffer(length)
         if content.size != length or stream.read_buffer(1).size:
             raise CorruptBatchError(f"the payload does not decompress to {length} bytes")
-    return memoryview(content)
+    return memoryview(content).cast("B")

@@ -162,8 +162,12 @@ def _check_fields(header: BatchHeader) -> None:
         raise CorruptBatchError(f"unknown compression {header.compression}")
     if unknown := header.flags & _INCOMPATIBLE_MASK & ~_KNOWN_FLAGS:
         raise CorruptBatchError(f"unknown incompatible flags {unknown:#x}")
-    if header.length > LENGTH_MAX or header.uncompressed_length > LENGTH_MAX:
+    if header.length > LENGTH_MAX:
         raise CorruptBatchError(f"payload length {header.length} is above {LENGTH_MAX}")
+    if header.uncompressed_length > LENGTH_MAX:
+        raise CorruptBatchError(
+            f"uncompressed length {header.uncompressed_length} is above {LENGTH_MAX}"
+        )
     if header.last_offset_delta < 0:
         raise CorruptBatchError(f"last_offset_delta is {header.last_offset_delta}, below 0")
     if not 0 <= header.record_count <= header.last_offset_delta + 1:

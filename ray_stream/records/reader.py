@@ -98,7 +98,7 @@ def _offsets(header: BatchHeader, columns: pa.RecordBatch) -> npt.NDArray[np.int
         raise CorruptBatchError(f"base offset {base}: the batch has no place in a log")
     if header.flags & FLAG_OFFSET_DELTA:
         deltas: npt.NDArray[np.int32] = columns["offset_delta"].to_numpy()
-        return deltas + np.int64(base)
+        return deltas.astype(np.int64) + base
     return np.arange(base, base + header.record_count, dtype=np.int64)
 
 
