@@ -33,6 +33,7 @@ from ray_stream.metadata.commands import (
     TopicMetadata,
 )
 from ray_stream.metadata.image import Image, snapshot
+from ray_stream.metadata.invariants import check_image, check_liveness
 from ray_stream.metadata.leadership import claim_leadership, repair_partition, report_served
 from ray_stream.metadata.liveness import COUNTER_BITS, Liveness, NumberTaken, Sign
 from ray_stream.metadata.records import (
@@ -115,7 +116,6 @@ class MetadataMachine:
         """Fold one durable fact in."""
         touched = self._touched(record)
         self.image.apply(record)
-        touched |= self._touched(record)
         self._changes += 1
         for broker_id in touched:
             self.liveness.brokers[broker_id].version = self.version
@@ -132,32 +132,47 @@ class MetadataMachine:
         for sign in resolution.signs:
             self.notice(sign)
 
+    def check(self) -> None:
+        """Raise `InvariantViolationError` if anything that must always hold does not."""
+        check_image(self.image)
+        check_liveness(self.image, self.liveness)
+
     def snapshot(self) -> list[Record]:
         """Facts which, applied to an empty machine, rebuild an equal image."""
         return list(snapshot(self.image))
 
     def _touched(self, record: Record) -> dict[int, None]:
         """Brokers whose assignment the fact changes."""
-        directories: list[str] = []
+        owners = self.liveness.owners
+        if not owners:
+            return {}
         match record:
             case PartitionsPlaced():
-                directories = record.directories
+                directories: Iterable[str] = record.directories
             case TopicConfigured() | TopicRemoved() | PartitionOffline() | PartitionOnline():
                 directories = self._directories_of(record.topic_id)
             case DeletionConfirmed() | PartitionsOpened():
-                for topic_id, _ in record.partitions:
-                    directories += self._directories_of(topic_id)
+                directories = [
+                    directory_id
+                    for topic_id, numbers in record.partitions
+                    for number in numbers
+                    for directory_id in self._directories_of(topic_id, number)
+                ]
             case _:
-                pass
-        owners = self.liveness.owners
+                directories = ()
         return {owners[d]: None for d in directories if d in owners}
 
-    def _directories_of(self, topic_id: str) -> list[str]:
+    def _directories_of(self, topic_id: str, number: int | None = None) -> Iterable[str]:
         topic = self.image.topics.get(topic_id)
         tombstone = self.image.tombstones.get(topic_id)
         if topic is not None:
-            return list(dict.fromkeys(partition.directory_id for partition in topic.partitions))
-        return list(dict.fromkeys(tombstone.holders.values())) if tombstone else []
+            partitions = topic.partitions if number is None else [topic.partitions[number]]
+            return [partition.directory_id for partition in partitions]
+        if tombstone is None:
+            return ()
+        if number is None:
+            return tombstone.holders.values()
+        return [tombstone.holders[number]] if number in tombstone.holders else ()
 
     # --- queries -------------------------------------------------------------------------------
 

@@ -109,10 +109,15 @@ class Image:
     topic_ids: dict[str, str] = field(default_factory=dict)
     """Name to id, living topics only."""
     tombstones: dict[str, Tombstone] = field(default_factory=dict)
-    retired: list[str] = field(default_factory=list)
+    retired: dict[str, None] = field(default_factory=dict)
+    """Ids of topics that are gone without a trace, oldest first."""
 
     def apply(self, record: Record) -> None:
-        """Fold one fact in."""
+        """Fold one fact in.
+
+        Raises:
+            InvariantViolationError: it contradicts the facts before it; the image is unusable.
+        """
         _APPLY[type(record)](self, record)
 
     def topic_named(self, name: str) -> Topic | None:
@@ -189,11 +194,10 @@ def _place(image: Image, record: PartitionsPlaced) -> None:
     partitions = _topic(image, record.topic_id).partitions
     _must(record.first == len(partitions), f"{record.topic_id} does not grow at its end")
     directories = [_directory(image, directory_id) for directory_id in record.directories]
-    number = record.first
-    for index, slot in record.places:
+    for number, (index, slot) in enumerate(record.places, record.first):
+        _must(0 <= index < len(directories), f"{record.topic_id}-{number} is placed nowhere")
         directories[index].slots[record.topic_id, number] = slot
         partitions.append(Partition(record.directories[index], slot))
-        number += 1
 
 
 def _configure(image: Image, record: TopicConfigured) -> None:
@@ -219,12 +223,12 @@ def _remove_topic(image: Image, record: TopicRemoved) -> None:
 def _confirm_deleted(image: Image, record: DeletionConfirmed) -> None:
     for topic_id, numbers in record.partitions:
         tombstone = image.tombstones.get(topic_id)
-        _must(tombstone is not None, f"topic {topic_id} is deleted without a tombstone")
-        assert tombstone is not None
+        if tombstone is None:
+            raise _contradiction(f"topic {topic_id} is deleted without a tombstone")
         for number in numbers:
             directory_id = tombstone.holders.pop(number, None)
-            _must(directory_id is not None, f"{topic_id}-{number} is confirmed twice")
-            assert directory_id is not None
+            if directory_id is None:
+                raise _contradiction(f"the deletion of {topic_id}-{number} is confirmed twice")
             del image.directories[directory_id].deleting[topic_id, number]
         if not tombstone.holders:
             del image.tombstones[topic_id]
@@ -233,26 +237,26 @@ def _confirm_deleted(image: Image, record: DeletionConfirmed) -> None:
 
 def _claim_leadership(image: Image, record: LeadershipClaimed) -> None:
     for topic_id, numbers, epochs in record.claims:
-        partitions = _topic(image, topic_id).partitions
+        _must(len(numbers) == len(epochs), f"{topic_id}: not one epoch for each partition")
         for number, epoch in zip(numbers, epochs, strict=True):
-            partition = partitions[number]
+            partition = _partition(image, topic_id, number)
             _must(epoch > partition.leader_epoch, f"{topic_id}-{number}: leader epoch {epoch}")
             partition.leader_epoch = epoch
 
 
 def _open(image: Image, record: PartitionsOpened) -> None:
     for topic_id, numbers in record.partitions:
-        partitions = _topic(image, topic_id).partitions
         for number in numbers:
-            partitions[number].opened = True
+            _partition(image, topic_id, number).opened = True
 
 
 def _take_offline(image: Image, record: PartitionOffline) -> None:
-    _topic(image, record.topic_id).partitions[record.partition].offline_reason = record.reason
+    _must(record.reason, f"{record.topic_id}-{record.partition} is offline without a reason")
+    _partition(image, record.topic_id, record.partition).offline_reason = record.reason
 
 
 def _bring_online(image: Image, record: PartitionOnline) -> None:
-    partition = _topic(image, record.topic_id).partitions[record.partition]
+    partition = _partition(image, record.topic_id, record.partition)
     partition.offline_reason = ""
     partition.repaired_epoch = record.leader_epoch
 
@@ -269,20 +273,30 @@ def _keep_tombstone(image: Image, record: TombstoneKept) -> None:
 
 
 def _retire(image: Image, record: TopicsRetired) -> None:
-    image.retired = [*image.retired, *record.topic_ids][-RETIRED_MAX:]
+    for topic_id in record.topic_ids:
+        image.retired[topic_id] = None
+    while len(image.retired) > RETIRED_MAX:
+        del image.retired[next(iter(image.retired))]
 
 
 def _topic(image: Image, topic_id: str) -> Topic:
     topic = image.topics.get(topic_id)
     if topic is None:
-        raise InvariantViolationError(f"a metadata record speaks of topic {topic_id}: unknown")
+        raise _contradiction(f"there is no topic {topic_id}")
     return topic
+
+
+def _partition(image: Image, topic_id: str, number: int) -> Partition:
+    partition = image.partition(topic_id, number)
+    if partition is None:
+        raise _contradiction(f"there is no partition {topic_id}-{number}")
+    return partition
 
 
 def _directory(image: Image, directory_id: str) -> Directory:
     directory = image.directories.get(directory_id)
     if directory is None:
-        raise InvariantViolationError(f"a metadata record speaks of {directory_id}: unknown")
+        raise _contradiction(f"there is no directory {directory_id}")
     return directory
 
 
@@ -377,6 +391,8 @@ def _directories_of(topic: Topic) -> list[str]:
 
 def _must(truth: object, otherwise: str) -> None:
     if not truth:
-        raise InvariantViolationError(
-            f"a metadata record contradicts the ones before it: {otherwise}"
-        )
+        raise _contradiction(otherwise)
+
+
+def _contradiction(what: str) -> InvariantViolationError:
+    return InvariantViolationError(f"a metadata record contradicts the ones before it: {what}")

@@ -28,7 +28,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ray_stream.errors import DataDirSharedError, StaleBrokerEpochError
+from ray_stream.errors import DataDirSharedError, InvalidArgumentError, StaleBrokerEpochError
 from ray_stream.metadata.adoption import Candidate, adopt
 from ray_stream.metadata.commands import (
     BrokerLost,
@@ -78,7 +78,12 @@ def register_broker(image: Image, liveness: Liveness, command: RegisterBroker) -
     Raises:
         StaleBrokerEpochError: a newer process took over the node.
         DataDirSharedError: a directory is seen from two hosts.
+        InvalidArgumentError: no place for a partition actor.
     """
+    if command.partition_actors_max < 1:
+        raise InvalidArgumentError(
+            f"partition_actors_max={command.partition_actors_max}: 1 or more is valid"
+        )
     if command.incarnation in liveness.replaced:
         raise StaleBrokerEpochError(
             f"the broker process {command.incarnation} of node {command.node_id} was replaced by a "
@@ -139,9 +144,14 @@ def lose_broker(image: Image, liveness: Liveness, command: BrokerLost) -> Resolu
 
 def _sort_out(image: Image, command: RegisterBroker) -> _Seen:
     seen = _Seen()
+    times: dict[str, int] = {}
+    for report in command.directories:
+        times[report.directory_id] = times.get(report.directory_id, 0) + 1
     for report in sorted(command.directories, key=lambda one: one.directory_id):
         directory = image.directories.get(report.directory_id)
-        if directory is None:
+        if times[report.directory_id] > 1:
+            reason = "it is there more than once, and a copy cannot be told from the original"
+        elif directory is None:
             reason = (
                 "a stray: it says that it is this cluster's, and the metadata log has no word of it"
             )
