@@ -23,7 +23,9 @@ from ray_stream.metadata.commands import (
 )
 
 RETRY_MS = 200
-RETRY_OFFLINE_MS = 5_000
+RETRY_OFFLINE_MS = 1_000
+PREPARE_MAX = 256
+"""Partitions opened in one go: the first of thousands are served while the last are opened."""
 
 # --- events --------------------------------------------------------------------------------------
 
@@ -88,6 +90,14 @@ class Released:
 
 
 @dataclass(slots=True)
+class Stale:
+    """The controller says that a host does not lead these any more: they come up anew."""
+
+    host: str
+    keys: Sequence[PartitionKey]
+
+
+@dataclass(slots=True)
 class Failed:
     """An operation of a living host failed or was refused; it is tried again a little later."""
 
@@ -99,7 +109,7 @@ class Tick:
     """Time went by."""
 
 
-Event = Assigned | HostUp | HostDown | Prepared | Claimed | Led | Released | Failed | Tick
+Event = Assigned | HostUp | HostDown | Prepared | Claimed | Led | Released | Stale | Failed | Tick
 
 # --- effects -------------------------------------------------------------------------------------
 
@@ -211,13 +221,15 @@ class _Slot:
 class BrokerMachine:
     """One broker's plan for its partition actors."""
 
-    def __init__(self, incarnation: str) -> None:
-        """Args: incarnation: unique for this start of the broker; part of every host's name."""
+    def __init__(self, prefix: str, incarnation: str) -> None:
+        """Args: prefix: of every host's name; incarnation: unique for this start of the broker."""
+        self._prefix = prefix
         self._incarnation = incarnation
         self._hosts_started = 0
         self._slots: dict[str, _Slot] = {}
         self._wanted: dict[str, dict[PartitionKey, AssignedPartition]] = {}
         self._delete: dict[PartitionKey, str] = {}
+        self._directories: dict[PartitionKey, str] = {}
         self.version = -1
 
     def step(self, event: Event, now_ms: int) -> list[Effect]:
@@ -230,11 +242,21 @@ class BrokerMachine:
                 effects += self._host_up(event)
             case HostDown():
                 self._host_down(event.host, now_ms)
+            case Stale():
+                self._drop_stale(event)
             case Tick():
                 pass
             case _:
                 effects += self._answered(event, now_ms)
         return effects + self._plan(now_ms)
+
+    def slot_in(self, host: str) -> str:
+        """The slot for which a host of that name was started, by any incarnation."""
+        return host.removeprefix(self._prefix).rsplit(".", maxsplit=2)[0]
+
+    def serves(self, directory_id: str) -> bool:
+        """Whether a host may still have a partition of that directory open."""
+        return any(self._directories.get(key) == directory_id for key in self._open_partitions())
 
     def hosts(self) -> list[str]:
         """Names of the hosts that were asked for and not seen dead."""
@@ -254,10 +276,15 @@ class BrokerMachine:
         ready = frozenset(event.ready)
         self.version = event.assignment.version
         self._wanted = {}
+        open_partitions = self._open_partitions()
+        self._directories = {
+            key: place for key, place in self._directories.items() if key in open_partitions
+        }
         for wanted in event.assignment.partitions:
-            if wanted.directory_id in ready:
+            if wanted.directory_id in ready and not wanted.offline_reason:
                 place = self._wanted.setdefault(wanted.slot, {})
                 place[wanted.topic_id, wanted.partition] = wanted
+                self._directories[wanted.topic_id, wanted.partition] = wanted.directory_id
         self._delete = {
             (topic_id, partition): directory
             for topic_id, partition, directory in event.assignment.delete
@@ -337,6 +364,14 @@ class BrokerMachine:
             )
         return [Report(slot.host, list(event.served))] if event.served else []
 
+    def _drop_stale(self, event: Stale) -> None:
+        slot = self._slot_of(event.host)
+        if slot is None:
+            return
+        for key in event.keys:
+            if (state := slot.partitions.get(key)) is not None:
+                state.stage = Stage.PREPARED
+
     # --- the plan --------------------------------------------------------------------------------
 
     def _plan(self, now_ms: int) -> list[Effect]:
@@ -356,7 +391,8 @@ class BrokerMachine:
             if not wanted and not self._must_delete_for(slot):
                 return None
             self._hosts_started += 1
-            slot.host = f"{slot.name}.{self._incarnation}.{self._hosts_started}"
+            count = self._hosts_started
+            slot.host = f"{self._prefix}{slot.name}.{self._incarnation}.{count}"
             slot.busy = True
             return StartHost(slot.name, slot.host)
         effect = self._operation(slot, wanted, now_ms)
@@ -387,7 +423,7 @@ class BrokerMachine:
             return Claim(slot.host, prepared)
         absent = [one for key, one in wanted.items() if self._is_due(slot, key, now_ms)]
         if absent:
-            return Prepare(slot.host, absent)
+            return Prepare(slot.host, absent[:PREPARE_MAX])
         stale = [one for key, one in wanted.items() if self._is_stale(slot, key, one)]
         return Alter(slot.host, stale) if stale else None
 
@@ -429,6 +465,9 @@ class BrokerMachine:
             for key, state in slot.partitions.items()
             if state.stage is Stage.SERVED
         ]
+
+    def _open_partitions(self) -> dict[PartitionKey, None]:
+        return {key: None for slot in self._slots.values() for key in slot.partitions}
 
     def _slot_of(self, host: str) -> _Slot | None:
         return next((slot for slot in self._slots.values() if slot.host == host), None)

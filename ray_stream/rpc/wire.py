@@ -39,6 +39,7 @@ Message = (
     | commands.ClaimLeadership
     | commands.LeadershipGiven
     | commands.ReportServed
+    | commands.PartitionRepaired
     | commands.ConfirmDeleted
     | commands.Done
     | commands.BrokerAssignment

@@ -1,0 +1,1 @@
+"""Shells: the hosts that own logs, and the Ray actors around them."""

@@ -1,0 +1,200 @@
+"""The Ray shell of the controller: its log's lock, replay and claim; and a watch over every broker.
+
+Owns: the loop thread of the controller host, and which nodes have a broker. Refuses: decisions
+about metadata (`MetadataMachine`), partition actors (their broker's).
+
+Its constructor does no I/O. `start` takes the lock of the metadata log, replays, claims an epoch
+above every one seen, syncs, and only then answers (STORAGE sections 4 and 5).
+"""
+
+import asyncio
+import logging
+import os
+from typing import Any
+
+import msgspec
+import ray
+from ray.exceptions import RayError
+
+from ray_stream.actors import registry, spawning
+from ray_stream.actors.boot import boot_id
+from ray_stream.actors.broker import BrokerActorClass
+from ray_stream.actors.controller_host import ControllerHost
+from ray_stream.actors.door import Door
+from ray_stream.actors.heartbeat import until_dead
+from ray_stream.actors.loop import HostLoop
+from ray_stream.actors.metadata_log import open_metadata
+from ray_stream.actors.settings import ClusterSpec, Seat, packed
+from ray_stream.clock import SystemClock
+from ray_stream.log.storage import DiskStorage
+from ray_stream.metadata.commands import (
+    AlterTopic,
+    BrokerLost,
+    ClaimLeadership,
+    ConfirmDeleted,
+    CreateTopic,
+    DeleteTopic,
+    InitProducerId,
+    PartitionRepaired,
+    RegisterBroker,
+    ReportServed,
+)
+from ray_stream.rpc.messages import MetadataRequest, WatchAssignment
+
+LOG = logging.getLogger(__name__)
+
+
+class ControllerActor:
+    """One per cluster, named, pinned to the node that has the metadata log."""
+
+    def __init__(self, spec: bytes, seat: bytes) -> None:
+        """Args: spec: a packed `ClusterSpec`; seat: a packed `Seat`."""
+        self._spec = msgspec.json.decode(spec, type=ClusterSpec)
+        self._seat = msgspec.json.decode(seat, type=Seat)
+        self._clock = SystemClock()
+        self._loop = HostLoop("controller", self._clock)
+        self._starting = asyncio.Lock()
+        self._host: ControllerHost | None = None
+        self._door: Door | None = None
+        self._close: Any = None
+        self._started = asyncio.Event()
+        self._watched: dict[str, asyncio.Task[None]] = {}
+        self._main: asyncio.Task[None] | None = None
+
+    @ray.method
+    async def start(self, fresh: bool, directory_epochs: list[int]) -> int:
+        """Take over; a second call does nothing. Returns the process id.
+
+        Args:
+            fresh: make the metadata log of a new cluster; else a missing one is an error.
+            directory_epochs: highest controller epochs in reachable identity files.
+        """
+        async with self._starting:
+            if self._host is None:
+                await asyncio.to_thread(self._open, fresh, directory_epochs)
+                self._started.set()
+                self._main = asyncio.create_task(self._keep_brokers())
+        return os.getpid()
+
+    @ray.method
+    async def call(self, *frames: Any) -> list[Any]:
+        """Answer one request; waits while the controller is still starting."""
+        await self._started.wait()
+        assert self._door is not None
+        return list(await self._door.call(frames))
+
+    @ray.method
+    async def watch(self) -> None:
+        """Never returns: its failure tells the caller of this process's death."""
+        await asyncio.Event().wait()
+
+    @ray.method
+    async def ping(self) -> int:
+        """A sign of life: the process id."""
+        return os.getpid()
+
+    @ray.method
+    async def stop(self) -> None:
+        """Stop watching brokers and close the metadata log cleanly."""
+        if self._main is not None:
+            self._main.cancel()
+        for task in self._watched.values():
+            task.cancel()
+        if self._host is not None:
+            await asyncio.to_thread(self._loop.stop, self._close)
+
+    def _open(self, fresh: bool, directory_epochs: list[int]) -> None:
+        opened = open_metadata(
+            DiskStorage(),
+            self._clock,
+            self._seat,
+            boot_id=boot_id(),
+            fresh=fresh,
+            directory_epochs=directory_epochs,
+            lock_timeout_ms=self._spec.config.lock_timeout_ms,
+        )
+        self._close = opened.close
+        host = ControllerHost(opened.journal, self._clock, self._loop.sync)
+        self._door = Door(
+            self._loop,
+            {
+                MetadataRequest: host.metadata,
+                CreateTopic: host.create_topic,
+                AlterTopic: host.alter_topic,
+                DeleteTopic: host.delete_topic,
+                InitProducerId: host.init_producer_id,
+                RegisterBroker: host.register_broker,
+                BrokerLost: host.broker_lost,
+                ClaimLeadership: host.claim_leadership,
+                ReportServed: host.report_served,
+                ConfirmDeleted: host.confirm_deleted,
+                PartitionRepaired: host.partition_repaired,
+                WatchAssignment: host.watch_assignment,
+            },
+        )
+        registry.write_seat(self._spec.name, self._seat)
+        self._loop.start(host)
+        self._host = host
+
+    # --- brokers
+    # -----------------------------------------------------------------------------------
+
+    async def _keep_brokers(self) -> None:
+        while True:
+            try:
+                nodes = await asyncio.to_thread(spawning.alive_nodes)
+            except RayError as error:
+                LOG.warning("the nodes could not be listed: %s", error)
+                nodes = {}
+            for node_id in self._wanted(nodes):
+                if node_id not in self._watched:
+                    task = asyncio.create_task(self._keep_broker(node_id))
+                    self._watched[node_id] = task
+                    task.add_done_callback(lambda _, node=node_id: self._watched.pop(node, None))
+            await asyncio.sleep(self._spec.config.heartbeat_interval_ms / 1000)
+
+    def _wanted(self, nodes: dict[str, dict[str, Any]]) -> list[str]:
+        """Nodes to have a broker: chosen at the start, selected, or in place of a lost one."""
+        selector = self._spec.selector
+        if selector is not None:
+            return [
+                node_id
+                for node_id, node in nodes.items()
+                if selector.items() <= (node.get("Labels") or {}).items()
+            ]
+        chosen = [node_id for node_id in self._spec.node_ids if node_id in nodes]
+        lost = len(self._spec.node_ids) - len(chosen)
+        others = [node_id for node_id in nodes if node_id not in chosen]
+        others.sort(key=lambda node_id: node_id not in self._watched)
+        return chosen + others[:lost]
+
+    async def _keep_broker(self, node_id: str) -> None:
+        """Start or find a node's broker, wait for its end, say so."""
+        options = spawning.options(
+            spawning.broker_name(self._spec.name, node_id), node_id, get_if_exists=True
+        )
+        try:
+            actor = await asyncio.to_thread(
+                BrokerActorClass.options(**options).remote, packed(self._spec), node_id
+            )
+            await actor.start.remote()
+            await until_dead(actor, self._spec.config, lambda: _kill(actor))
+        except RayError as error:
+            LOG.warning("the broker of node %s could not be started: %s", node_id, error)
+            await asyncio.sleep(self._spec.config.heartbeat_interval_ms / 1000)
+        self._loop.post(lambda: self._report_lost(node_id))
+
+    def _report_lost(self, node_id: str) -> None:
+        assert self._host is not None
+        broker = self._host.machine.liveness.on_node(node_id)
+        if broker is not None:
+            lost = BrokerLost(broker.broker_id, broker.broker_epoch)
+            self._host.broker_lost(lost, lambda _: None)
+
+
+def _kill(actor: Any) -> None:
+    LOG.warning("a silent broker is killed: %s", actor)
+    ray.kill(actor)
+
+
+ControllerActorClass = ray.remote(ControllerActor)

@@ -1,0 +1,137 @@
+"""The one thread that owns the logs of an actor: drains its inbox, ends the turn, waits.
+
+Owns: the inbox, the threads that sync, timers, and the thread's niceness. Refuses: requests and
+their meaning.
+
+Everything that touches a host is posted here, so a host needs no lock. An exception that reaches
+the loop is a broken invariant: the process ends at once and its successor recovers from the disk.
+"""
+
+import logging
+import os
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+from ray_stream.clock import Clock
+from ray_stream.errors import StorageError
+from ray_stream.log.partition_log import SyncJob
+
+LOG = logging.getLogger(__name__)
+SYNC_THREADS = 2
+TURN_CALLS_MAX = 1_000
+IDLE_WAIT_S = 3600.0
+
+
+class Turning(Protocol):
+    """What a loop drives."""
+
+    def end_turn(self) -> None:
+        """Everything that was there is taken in: write, sync, answer."""
+        ...
+
+    def on_time(self) -> None:
+        """A deadline passed."""
+        ...
+
+    def next_deadline_ms(self) -> int | None:
+        """The next deadline on the monotonic clock; None: none."""
+        ...
+
+
+class HostLoop:
+    """A thread with an inbox."""
+
+    def __init__(self, name: str, clock: Clock) -> None:
+        """Args: name: the thread's name."""
+        self._name = name
+        self._clock = clock
+        self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._sync_threads = ThreadPoolExecutor(SYNC_THREADS, thread_name_prefix=f"{name}-sync")
+        self._thread: threading.Thread | None = None
+        self.niceness = 0
+        self.turns = 0
+
+    def start(self, host: Turning) -> None:
+        """Start turning; the host is touched by this thread only from now on."""
+        self._thread = threading.Thread(
+            target=self._run, args=(host,), name=self._name, daemon=True
+        )
+        self._thread.start()
+
+    def post(self, call: Callable[[], None]) -> None:
+        """Have `call` run on the loop's thread. Safe from any thread."""
+        self._inbox.put(call)
+
+    def stop(self, last: Callable[[], None]) -> None:
+        """Run `last` behind everything posted so far, end the thread, wait for it."""
+        self._inbox.put(last)
+        self._inbox.put(None)
+        if self._thread is not None:
+            self._thread.join()
+        self._sync_threads.shutdown()
+
+    def sync(self, job: SyncJob, done: Callable[[StorageError | None], None]) -> None:
+        """`Syncer`: on a thread of its own, or here when it is the one thing to do."""
+        if self._inbox.empty():
+            done(_run_job(job))
+            return
+
+        def run() -> None:
+            error = _run_job(job)
+            self.post(lambda: done(error))
+
+        self._sync_threads.submit(run)
+
+    def _run(self, host: Turning) -> None:
+        self.niceness = _claim_normal_priority()
+        try:
+            while self._turn(host):
+                self.turns += 1
+        except BaseException:
+            LOG.critical("%s broke; the process ends and is replaced", self._name, exc_info=True)
+            logging.shutdown()
+            os._exit(70)
+
+    def _turn(self, host: Turning) -> bool:
+        deadline_ms = host.next_deadline_ms()
+        wait_s = IDLE_WAIT_S
+        if deadline_ms is not None:
+            wait_s = max(0.0, (deadline_ms - self._clock.monotonic_ms()) / 1000)
+        try:
+            call = self._inbox.get(timeout=wait_s) if wait_s > 0 else self._inbox.get_nowait()
+            for _ in range(TURN_CALLS_MAX - 1):
+                if call is None:
+                    return False
+                call()
+                call = self._inbox.get_nowait()
+            if call is None:
+                return False
+            call()
+        except queue.Empty:
+            pass
+        host.end_turn()
+        deadline_ms = host.next_deadline_ms()
+        if deadline_ms is not None and deadline_ms <= self._clock.monotonic_ms():
+            host.on_time()
+            host.end_turn()
+        return True
+
+
+def _run_job(job: SyncJob) -> StorageError | None:
+    try:
+        job.run()
+    except StorageError as error:
+        return error
+    return None
+
+
+def _claim_normal_priority() -> int:
+    """Ray starts workers at niceness 15; niceness is a thread's, so this one takes 0 if it may."""
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, 0)
+    except PermissionError:
+        LOG.warning("the loop thread keeps its niceness: start Ray with RAY_worker_niceness=0")
+    return os.getpriority(os.PRIO_PROCESS, 0)

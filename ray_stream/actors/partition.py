@@ -1,0 +1,125 @@
+"""The Ray shell of a partition host: one loop thread that owns its logs, and a door for Ray calls.
+
+Owns: the thread and the wiring. Refuses: everything else (`PartitionHost`, `PartitionControl`).
+"""
+
+import asyncio
+import os
+from typing import Any
+
+import msgspec
+import ray
+
+from ray_stream.actors.boot import boot_id
+from ray_stream.actors.door import Door
+from ray_stream.actors.loop import HostLoop
+from ray_stream.actors.partition_control import PartitionControl
+from ray_stream.actors.partition_host import PartitionHost
+from ray_stream.actors.settings import HostSettings
+from ray_stream.clock import SystemClock
+from ray_stream.log.storage import DiskStorage
+from ray_stream.rpc.hosting import (
+    AlterPartitions,
+    DescribeHost,
+    HostDescribed,
+    LeadPartitions,
+    PreparePartitions,
+    ReleasePartitions,
+)
+from ray_stream.rpc.messages import FetchRequest, ListOffsetsRequest, ProduceRequest
+from ray_stream.rpc.services import Reply
+
+
+class PartitionShell:
+    """One host and its control, driven by one loop."""
+
+    def __init__(self, host: PartitionHost, control: PartitionControl) -> None:
+        self._host = host
+        self._control = control
+
+    def end_turn(self) -> None:
+        """Write, sync, answer."""
+        self._host.end_turn()
+
+    def on_time(self) -> None:
+        """Answer fetches whose wait is over; write checkpoints."""
+        self._host.expire()
+        self._control.tick()
+
+    def next_deadline_ms(self) -> int | None:
+        """The earlier of both."""
+        due = self._control.next_deadline_ms()
+        fetch = self._host.next_deadline_ms()
+        return due if fetch is None else min(due, fetch)
+
+
+class PartitionActor:
+    """Hosts one or more partitions of a node. Constructed cheaply; `start` does the work."""
+
+    def __init__(self, settings: bytes) -> None:
+        """Args: settings: a packed `HostSettings`."""
+        self._settings = msgspec.json.decode(settings, type=HostSettings)
+        self._clock = SystemClock()
+        self._loop = HostLoop("partitions", self._clock)
+        self._host = PartitionHost(self._clock, self._loop.sync)
+        self._control = PartitionControl(
+            self._host,
+            DiskStorage(),
+            self._clock,
+            boot_id=boot_id(),
+            interval_ms=self._settings.config.checkpoint_interval_ms,
+        )
+        self._door = Door(
+            self._loop,
+            {
+                ProduceRequest: self._host.produce,
+                FetchRequest: self._host.fetch,
+                ListOffsetsRequest: self._host.list_offsets,
+                PreparePartitions: self._control.prepare,
+                LeadPartitions: self._control.lead,
+                AlterPartitions: self._control.alter,
+                ReleasePartitions: self._control.release,
+                DescribeHost: self._describe,
+            },
+        )
+
+    @ray.method
+    async def start(self) -> int:
+        """Start the loop thread; return the process id, for whoever may have to end it."""
+        self._loop.start(PartitionShell(self._host, self._control))
+        return os.getpid()
+
+    @ray.method
+    async def call(self, *frames: Any) -> list[Any]:
+        """Answer one request."""
+        return list(await self._door.call(frames))
+
+    @ray.method
+    async def watch(self) -> None:
+        """Never returns: its failure tells the caller of this process's death."""
+        await asyncio.Event().wait()
+
+    @ray.method
+    async def ping(self) -> int:
+        """A sign of life of the process; the loop's own is `DescribeHost`."""
+        return self._loop.turns
+
+    @ray.method
+    async def stop(self) -> None:
+        """Close every log cleanly; the process is ended by the caller."""
+        await asyncio.to_thread(self._loop.stop, self._control.close)
+
+    def _describe(self, request: DescribeHost, reply: Reply[HostDescribed]) -> None:
+        del request
+        reply(
+            HostDescribed(
+                self._settings.host,
+                self._settings.node_id,
+                os.getpid(),
+                self._loop.niceness,
+                self._control.served(),
+            )
+        )
+
+
+PartitionActorClass = ray.remote(PartitionActor)

@@ -1,0 +1,178 @@
+"""What a broker asks of a partition host: prepare, lead, alter, release; and regular checkpoints.
+
+Owns: the order in which a partition comes up and goes down (`rpc.hosting`), its lock, and when a
+checkpoint is due. Refuses: requests of clients (`PartitionHost`), deciding what to serve.
+"""
+
+from ray_stream.actors.partition_host import Hosted, PartitionHost, log_options
+from ray_stream.clock import Clock
+from ray_stream.errors import DataDirInUseError, RayStreamError
+from ray_stream.log import directory, locks
+from ray_stream.log.partition_log import PartitionLog, delete_log
+from ray_stream.log.storage import Storage
+from ray_stream.metadata.commands import AssignedPartition, PartitionServed
+from ray_stream.rpc.hosting import (
+    AlterPartitions,
+    LeadPartitions,
+    PartitionsLed,
+    PartitionsPrepared,
+    PartitionsReleased,
+    PreparePartitions,
+    ReleasePartitions,
+)
+from ray_stream.rpc.services import Reply
+
+
+class PartitionControl:
+    """The broker's side of one partition host. Runs on the host's thread."""
+
+    def __init__(
+        self, host: PartitionHost, storage: Storage, clock: Clock, *, boot_id: str, interval_ms: int
+    ) -> None:
+        """Args: interval_ms: how often a log that was written to gets a checkpoint."""
+        self._host = host
+        self._storage = storage
+        self._clock = clock
+        self._boot_id = boot_id
+        self._interval_ms = interval_ms
+        self._next_checkpoint_ms = clock.monotonic_ms() + interval_ms
+
+    def prepare(self, request: PreparePartitions, reply: Reply[PartitionsPrepared]) -> None:
+        """Lock and recover; a partition that cannot be opened gets a reason, the others go on."""
+        results = []
+        for spec in request.partitions:
+            reason = ""
+            if (spec.topic_id, spec.partition) not in self._host.partitions:
+                try:
+                    self._open(spec, request.directories[spec.directory_id])
+                except RayStreamError as error:
+                    reason = f"{type(error).__name__}: {error}"
+            results.append((spec.topic_id, spec.partition, reason))
+        reply(PartitionsPrepared(results))
+
+    def _open(self, spec: AssignedPartition, root: str) -> None:
+        lock = locks.try_lock(
+            self._storage, root, locks.partition_position(spec.topic_id, spec.partition)
+        )
+        if lock is None:
+            raise DataDirInUseError(
+                f"{spec.topic}-{spec.partition} in {root} is still locked by another process"
+            )
+        try:
+            hosted = Hosted(spec, self._open_log(spec, root), lock)
+        except BaseException:
+            lock.release()
+            raise
+        self._host.partitions[spec.topic_id, spec.partition] = hosted
+
+    def _open_log(self, spec: AssignedPartition, root: str) -> PartitionLog:
+        path = directory.partition_path(root, spec.topic_id, spec.partition)
+        options = log_options(spec)
+        now_ms = self._clock.now_ms()
+        # Before the first claim nothing was ever acknowledged, so making the log loses nothing;
+        # after it, a missing log is a loss that nobody may paper over.
+        if spec.never_led and not self._storage.exists(path):
+            log = PartitionLog.create(
+                self._storage, path, options, boot_id=self._boot_id, now_ms=now_ms
+            )
+            directory.write_partition_hint(
+                self._storage, path, spec.topic, spec.partition_count, spec.config
+            )
+            return log
+        return PartitionLog.open(self._storage, path, options, boot_id=self._boot_id, now_ms=now_ms)
+
+    def lead(self, request: LeadPartitions, reply: Reply[PartitionsLed]) -> None:
+        """Begin leader epochs that are durable at the controller already."""
+        served = []
+        for topic_id, number, leader_epoch in request.partitions:
+            hosted = self._host.partitions.get((topic_id, number))
+            if hosted is None:
+                reason = "it was not prepared here"
+                served.append(PartitionServed(topic_id, number, leader_epoch, -1, reason))
+                continue
+            reason = ""
+            try:
+                hosted.log.begin_epoch(leader_epoch)
+                hosted.leading = True
+            except RayStreamError as error:
+                reason = f"{type(error).__name__}: {error}"
+            served.append(_served(hosted, reason))
+        reply(PartitionsLed(served))
+
+    def alter(self, request: AlterPartitions, reply: Reply[PartitionsLed]) -> None:
+        """Take new settings; answered when they hold: a change to `fsync` synced the log."""
+        changed = [
+            (hosted, spec)
+            for spec in request.partitions
+            if (hosted := self._host.partitions.get((spec.topic_id, spec.partition))) is not None
+        ]
+        missing = len(changed)
+        if not missing:
+            reply(PartitionsLed([]))
+
+        def confirm() -> None:
+            nonlocal missing
+            missing -= 1
+            if missing == 0:
+                reply(PartitionsLed([_served(hosted, "") for hosted, _ in changed]))
+
+        for hosted, spec in changed:
+            hosted.spec = spec
+            hosted.log.set_options(log_options(spec))
+            end_offset = hosted.log.written_end if spec.config.durability == "fsync" else 0
+            hosted.altered.append((end_offset, confirm))
+            self._host.changed(hosted)
+
+    def release(self, request: ReleasePartitions, reply: Reply[PartitionsReleased]) -> None:
+        """Close logs and give up their locks; remove the files of those to be deleted."""
+        for key in request.partitions:
+            hosted = self._host.partitions.pop(key, None)
+            if hosted is not None:
+                hosted.leading = False
+                self._host.dismiss(hosted)
+                hosted.log.close()
+                hosted.lock.release()
+        if request.delete:
+            for topic_id, number, directory_id in request.placed:
+                root = request.directories[directory_id]
+                delete_log(self._storage, directory.partition_path(root, topic_id, number))
+        reply(PartitionsReleased(list(request.partitions)))
+
+    def served(self) -> list[PartitionServed]:
+        """What is led here."""
+        return [_served(one, "") for one in self._host.partitions.values() if one.leading]
+
+    def tick(self) -> None:
+        """Write the checkpoints that are due; sync what nobody waits for."""
+        now_ms = self._clock.monotonic_ms()
+        if now_ms < self._next_checkpoint_ms:
+            return
+        self._next_checkpoint_ms = now_ms + self._interval_ms
+        for hosted in self._host.partitions.values():
+            if hosted.checkpointed_end == hosted.log.written_end:
+                continue
+            if hosted.log.synced_end < hosted.log.written_end:
+                self._host.sync_in_background(hosted)
+            else:
+                hosted.checkpointed_end = hosted.log.written_end
+                hosted.log.checkpoint()
+
+    def close(self) -> None:
+        """Close every log, cleanly where that is possible."""
+        for hosted in self._host.partitions.values():
+            hosted.leading = False
+            self._host.dismiss(hosted)
+            hosted.log.close()
+            hosted.lock.release()
+        self._host.partitions.clear()
+
+    def next_deadline_ms(self) -> int:
+        """When `tick` has something to do, on the monotonic clock."""
+        return self._next_checkpoint_ms
+
+
+def _served(hosted: Hosted, reason: str) -> PartitionServed:
+    spec = hosted.spec
+    return PartitionServed(
+        spec.topic_id, spec.partition, hosted.log.leader_epoch, spec.config_version, reason
+    )

@@ -1,0 +1,428 @@
+"""The partitions of one partition actor: requests in, one write and one sync a turn, answers out.
+
+Owns: the logs that it leads, the requests that wait for a sync or for records, and the check of
+leader epochs. Refuses: threads, Ray, clocks of its own, deciding what to serve
+(`metadata.hosting`).
+
+Turns: everything that arrived is taken in first, then `end_turn` appends what was staged (one write
+a partition), starts syncs, and answers. A sync runs elsewhere (`Syncer`) and comes back as a call
+on the owner's thread. So appends of the next turn overlap the sync of the last, and a sync is
+shared by everyone who waits for it.
+
+Invariant: an answer, a read and a duplicate's answer never go past `PartitionLog.readable_end`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ray_stream.clock import Clock
+from ray_stream.config import TopicConfig
+from ray_stream.errors import (
+    FencedLeaderEpochError,
+    InvalidArgumentError,
+    LeaderNotAvailableError,
+    NotLeaderOrFollowerError,
+    RayStreamError,
+    StorageError,
+    UnknownLeaderEpochError,
+)
+from ray_stream.log.options import LogOptions
+from ray_stream.log.partition_log import Appended, PartitionLog, SyncJob
+from ray_stream.log.storage import Buffer, Lock
+from ray_stream.metadata.commands import AssignedPartition, PartitionKey
+from ray_stream.rpc.messages import (
+    EARLIEST,
+    LATEST,
+    ErrorInfo,
+    FetchPartition,
+    FetchRequest,
+    FetchResponse,
+    FetchResult,
+    ListOffsetsPartition,
+    ListOffsetsRequest,
+    ListOffsetsResponse,
+    ListOffsetsResult,
+    ProducePartition,
+    ProduceRequest,
+    ProduceResponse,
+    ProduceResult,
+)
+from ray_stream.rpc.services import Reply
+from ray_stream.types import Durability
+
+ACKS_NONE = 0
+
+
+class Syncer(Protocol):
+    """Runs sync jobs somewhere, and calls back on the owner's thread."""
+
+    def __call__(self, job: SyncJob, done: Callable[[StorageError | None], None]) -> None:
+        """Run `job.run()`; then `done(None)`, or `done(error)` when it raised."""
+        ...
+
+
+@dataclass(slots=True)
+class _PendingProduce:
+    """A produce request until each of its batches is answered."""
+
+    reply: Reply[ProduceResponse]
+    results: list[ProduceResult | None]
+    missing: int
+    acks: int
+
+    def settle(self, position: int, result: ProduceResult) -> None:
+        self.results[position] = result
+        self.missing -= 1
+        if self.missing == 0:
+            self.reply(ProduceResponse([one for one in self.results if one is not None]))
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """One appended batch whose answer waits for the readable end."""
+
+    end_offset: int
+    pending: _PendingProduce
+    position: int
+    result: ProduceResult
+
+
+@dataclass(slots=True)
+class _ParkedFetch:
+    request: FetchRequest
+    reply: Reply[FetchResponse]
+    deadline_ms: int
+
+
+@dataclass(slots=True)
+class Hosted:
+    """One partition that this host has open; `leading` once its leader epoch began."""
+
+    spec: AssignedPartition
+    log: PartitionLog
+    lock: Lock
+    leading: bool = False
+    staged: list[tuple[Buffer, _PendingProduce, int]] = field(default_factory=list)
+    waiting: list[_Waiting] = field(default_factory=list)
+    parked: dict[int, _ParkedFetch] = field(default_factory=dict)
+    altered: list[tuple[int, Callable[[], None]]] = field(default_factory=list)
+    """(offset to be synced first, what to call then) of changed settings."""
+    checkpointed_end: int = -1
+
+    @property
+    def name(self) -> str:
+        """`topic-partition`, for messages."""
+        return f"{self.spec.topic}-{self.spec.partition}"
+
+
+def log_options(spec: AssignedPartition) -> LogOptions:
+    """A log's options from what the controller assigned."""
+    config: TopicConfig = spec.config
+    return LogOptions(
+        topic=spec.topic,
+        topic_id=spec.topic_id,
+        partition=spec.partition,
+        durability=Durability(config.durability),
+        segment_bytes=config.segment_bytes,
+        segment_ms=config.segment_ms,
+        index_interval_bytes=config.index_interval_bytes,
+        batch_bytes_max=config.max_batch_bytes,
+        log_append_time=config.message_timestamp_type == "LogAppendTime",
+    )
+
+
+class PartitionHost:
+    """`PartitionService` over one actor's partitions. Everything runs on its owner's thread."""
+
+    def __init__(self, clock: Clock, syncer: Syncer) -> None:
+        """Args: clock: stamps and deadlines; syncer: where syncs run."""
+        self._clock = clock
+        self._syncer = syncer
+        self._partitions: dict[PartitionKey, Hosted] = {}
+        self._dirty: dict[PartitionKey, Hosted] = {}
+        self._fetches: dict[int, _ParkedFetch] = {}
+
+    @property
+    def partitions(self) -> dict[PartitionKey, Hosted]:
+        """What is open here; changed only by `actors.partition_control`."""
+        return self._partitions
+
+    # --- PartitionService ------------------------------------------------------------------------
+
+    def produce(self, request: ProduceRequest, reply: Reply[ProduceResponse]) -> None:
+        """Stage batches; they are appended and answered by the turn's end or a later sync."""
+        if len(request.batches) != len(request.partitions):
+            reply(
+                InvalidArgumentError(
+                    f"{len(request.partitions)} partitions with {len(request.batches)} batches: "
+                    "one batch for each partition is needed"
+                )
+            )
+            return
+        count = len(request.partitions)
+        pending = _PendingProduce(reply, [None] * count, count, request.acks)
+        if not count:
+            reply(ProduceResponse([]))
+        for position, (address, batch) in enumerate(
+            zip(request.partitions, request.batches, strict=True)
+        ):
+            hosted = self._leader(address)
+            if isinstance(hosted, RayStreamError):
+                pending.settle(position, _produce_error(address, hosted))
+                continue
+            hosted.staged.append((batch, pending, position))
+            self._dirty[address.topic_id, address.partition] = hosted
+
+    def fetch(self, request: FetchRequest, reply: Reply[FetchResponse]) -> None:
+        """Answer now when there is enough to say, else park until there is."""
+        fetch = _ParkedFetch(request, reply, self._clock.monotonic_ms() + request.max_wait_ms)
+        if self._try_fetch(fetch, expired=request.max_wait_ms == 0):
+            return
+        self._fetches[id(fetch)] = fetch
+        for address in request.partitions:
+            self._partitions[address.topic_id, address.partition].parked[id(fetch)] = fetch
+
+    def list_offsets(self, request: ListOffsetsRequest, reply: Reply[ListOffsetsResponse]) -> None:
+        """Look up offsets by position or time."""
+        reply(ListOffsetsResponse([self._list_offset(one) for one in request.partitions]))
+
+    # --- turns -----------------------------------------------------------------------------------
+
+    def end_turn(self) -> None:
+        """Append what was staged, start syncs, answer what may be answered."""
+        dirty, self._dirty = self._dirty, {}
+        for hosted in dirty.values():
+            if hosted.staged:
+                self._append_staged(hosted)
+            self._advance(hosted)
+
+    def expire(self) -> None:
+        """Answer the fetches whose wait is over."""
+        now_ms = self._clock.monotonic_ms()
+        for fetch in [one for one in self._fetches.values() if one.deadline_ms <= now_ms]:
+            self._try_fetch(fetch, expired=True)
+
+    def next_deadline_ms(self) -> int | None:
+        """When `expire` has something to do, on the monotonic clock; None: nothing waits."""
+        return min((fetch.deadline_ms for fetch in self._fetches.values()), default=None)
+
+    def changed(self, hosted: Hosted) -> None:
+        """Have this partition looked after at the turn's end (its options or epoch changed)."""
+        self._dirty[hosted.spec.topic_id, hosted.spec.partition] = hosted
+
+    def dismiss(self, hosted: Hosted) -> None:
+        """Answer everything that waits on a partition which is not led here any more."""
+        error = NotLeaderOrFollowerError(f"{hosted.name} is not led here any more: ask again")
+        for batch, pending, position in hosted.staged:
+            del batch
+            pending.settle(position, _produce_error(_address_of(hosted), error))
+        waiting, hosted.waiting, hosted.staged = hosted.waiting, [], []
+        unknown = LeaderNotAvailableError(
+            f"{hosted.name} went away after the batch was written and before it was synced: "
+            "send it again, byte for byte"
+        )
+        for one in waiting:
+            one.pending.settle(one.position, _produce_error(_address_of(hosted), unknown))
+        for fetch in list(hosted.parked.values()):
+            self._try_fetch(fetch, expired=True)
+        hosted.parked.clear()
+
+    # --- produce ---------------------------------------------------------------------------------
+
+    def _leader(
+        self, address: ProducePartition | FetchPartition | ListOffsetsPartition
+    ) -> Hosted | RayStreamError:
+        hosted = self._partitions.get((address.topic_id, address.partition))
+        if hosted is None or not hosted.leading:
+            return NotLeaderOrFollowerError(
+                f"partition {address.partition} of topic id {address.topic_id} is not led here: "
+                "refresh the metadata and ask again"
+            )
+        current = hosted.log.leader_epoch
+        if address.leader_epoch == current:
+            return hosted
+        if address.leader_epoch < current:
+            return FencedLeaderEpochError(
+                f"leader epoch {address.leader_epoch} of {hosted.name} is over, it is {current} "
+                "now: refresh the metadata and ask again"
+            )
+        return UnknownLeaderEpochError(
+            f"leader epoch {address.leader_epoch} of {hosted.name} is not known here, it is "
+            f"{current}: ask again a little later"
+        )
+
+    def _append_staged(self, hosted: Hosted) -> None:
+        staged, hosted.staged = hosted.staged, []
+        appended = hosted.log.append(
+            [batch for batch, _, _ in staged],
+            leader_epoch=hosted.log.leader_epoch,
+            now_ms=self._clock.now_ms(),
+        )
+        config = hosted.spec.config
+        for (_, pending, position), outcome in zip(staged, appended, strict=True):
+            if isinstance(outcome, Appended):
+                result = ProduceResult(
+                    hosted.spec.topic_id,
+                    hosted.spec.partition,
+                    base_offset=outcome.base_offset,
+                    append_timestamp=outcome.append_timestamp,
+                    log_append_time=config.message_timestamp_type == "LogAppendTime",
+                    log_start=hosted.log.start_offset,
+                    leader_epoch=hosted.log.leader_epoch,
+                    durability=config.durability if pending.acks != ACKS_NONE else "none",
+                    duplicate=outcome.duplicate,
+                )
+                end_offset = 0 if pending.acks == ACKS_NONE else outcome.next_offset
+                hosted.waiting.append(_Waiting(end_offset, pending, position, result))
+            else:
+                pending.settle(position, _produce_error(_address_of(hosted), outcome))
+
+    def _advance(self, hosted: Hosted) -> None:
+        """Start a sync where one is due, and answer what the readable end has passed."""
+        self._start_sync(hosted)
+        readable = hosted.log.readable_end
+        if hosted.waiting:
+            due = [one for one in hosted.waiting if one.end_offset <= readable]
+            if due:
+                hosted.waiting = [one for one in hosted.waiting if one.end_offset > readable]
+                for one in due:
+                    one.pending.settle(one.position, one.result)
+        while hosted.altered and hosted.altered[0][0] <= hosted.log.synced_end:
+            hosted.altered.pop(0)[1]()
+        for fetch in list(hosted.parked.values()):
+            self._try_fetch(fetch, expired=False)
+
+    def _start_sync(self, hosted: Hosted) -> None:
+        if hosted.spec.config.durability != Durability.FSYNC and not hosted.altered:
+            return
+        job = hosted.log.sync_job()
+        if job is not None:
+            self._syncer(job, lambda error: self._sync_ended(hosted, job, error))
+
+    def _sync_ended(self, hosted: Hosted, job: SyncJob, error: StorageError | None) -> None:
+        if self._partitions.get((hosted.spec.topic_id, hosted.spec.partition)) is not hosted:
+            return
+        if error is None:
+            hosted.log.synced(job)
+        else:
+            offline = hosted.log.sync_failed(job, error)
+            waiting, hosted.waiting = hosted.waiting, []
+            for one in waiting:
+                one.pending.settle(one.position, _produce_error(_address_of(hosted), offline))
+        self._advance(hosted)
+
+    def sync_in_background(self, hosted: Hosted) -> None:
+        """Sync a partition whose answers do not wait for it (a `replicated` topic)."""
+        job = hosted.log.sync_job()
+        if job is not None:
+            self._syncer(job, lambda error: self._sync_ended(hosted, job, error))
+
+    # --- fetch -----------------------------------------------------------------------------------
+
+    def _try_fetch(self, fetch: _ParkedFetch, *, expired: bool) -> bool:
+        """Answer if there is an error, enough bytes, or no time left; say whether it was."""
+        request = fetch.request
+        results: list[FetchResult] = []
+        batches: list[Buffer] = []
+        got = 0
+        failed = False
+        for address in request.partitions:
+            result, buffers, length = self._read(address, request.max_bytes - got)
+            results.append(result)
+            batches += buffers
+            got += length
+            failed = failed or result.error is not None
+        if not (failed or expired or got >= request.min_bytes):
+            return False
+        self._unpark(fetch)
+        fetch.reply(FetchResponse(results, batches))
+        return True
+
+    def _read(
+        self, address: FetchPartition, bytes_left: int
+    ) -> tuple[FetchResult, list[Buffer], int]:
+        hosted = self._reader(address)
+        if isinstance(hosted, RayStreamError):
+            return (
+                FetchResult(address.topic_id, address.partition, ErrorInfo.of(hosted)),
+                [],
+                0,
+            )
+        log = hosted.log
+        end_offset = log.readable_end
+        error = None
+        buffers: list[Buffer] = []
+        if address.fetch_offset != end_offset and bytes_left > 0:
+            try:
+                bytes_max = min(address.max_bytes, bytes_left)
+                read = log.read(address.fetch_offset, bytes_max=bytes_max, end_offset=end_offset)
+                buffers = list(read.batches)
+            except RayStreamError as refused:
+                error = ErrorInfo.of(refused)
+        result = FetchResult(
+            address.topic_id,
+            address.partition,
+            error=error,
+            buffers=len(buffers),
+            high_watermark=end_offset,
+            last_stable_offset=end_offset,
+            log_start=log.start_offset,
+            leader_epoch=log.leader_epoch,
+        )
+        return result, buffers, sum(map(len, buffers))
+
+    def _reader(self, address: FetchPartition | ListOffsetsPartition) -> Hosted | RayStreamError:
+        if address.leader_epoch >= 0:
+            return self._leader(address)
+        hosted = self._partitions.get((address.topic_id, address.partition))
+        if hosted is None or not hosted.leading:
+            return NotLeaderOrFollowerError(
+                f"partition {address.partition} of topic id {address.topic_id} is not led here"
+            )
+        return hosted
+
+    def _unpark(self, fetch: _ParkedFetch) -> None:
+        if self._fetches.pop(id(fetch), None) is None:
+            return
+        for address in fetch.request.partitions:
+            hosted = self._partitions.get((address.topic_id, address.partition))
+            if hosted is not None:
+                hosted.parked.pop(id(fetch), None)
+
+    # --- offsets ---------------------------------------------------------------------------------
+
+    def _list_offset(self, question: ListOffsetsPartition) -> ListOffsetsResult:
+        hosted = self._reader(question)
+        if isinstance(hosted, RayStreamError):
+            info = ErrorInfo.of(hosted)
+            return ListOffsetsResult(question.topic_id, question.partition, error=info)
+        log = hosted.log
+        offset, timestamp = -1, -1
+        try:
+            if question.timestamp == EARLIEST:
+                offset = log.start_offset
+            elif question.timestamp == LATEST:
+                offset = log.readable_end
+            else:
+                found = log.offset_for_timestamp(question.timestamp)
+                if found is not None and found[0] < log.readable_end:
+                    offset, timestamp = found
+        except RayStreamError as refused:
+            info = ErrorInfo.of(refused)
+            return ListOffsetsResult(question.topic_id, question.partition, error=info)
+        return ListOffsetsResult(
+            question.topic_id,
+            question.partition,
+            offset=offset,
+            timestamp=timestamp,
+            leader_epoch=log.leader_epoch,
+        )
+
+
+def _address_of(hosted: Hosted) -> ProducePartition:
+    return ProducePartition(hosted.spec.topic_id, hosted.spec.partition, hosted.log.leader_epoch)
+
+
+def _produce_error(address: ProducePartition, error: RayStreamError) -> ProduceResult:
+    return ProduceResult(address.topic_id, address.partition, error=ErrorInfo.of(error))

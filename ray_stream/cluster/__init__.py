@@ -1,0 +1,1 @@
+"""The composition root: which Ray, starting and finding a cluster, the handle of users."""

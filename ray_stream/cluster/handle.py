@@ -1,0 +1,241 @@
+"""`Cluster`: the handle that users hold, in any driver, task, actor or notebook.
+
+Owns: joining the client to the Ray transport, and the handle's life. Refuses: everything that the
+client does itself.
+
+A handle pickles as (name, namespace, cluster id, address); a copy connects when it is first used,
+and never owns.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, Self, Unpack
+
+import pyarrow as pa
+
+from ray_stream.actors import bootstrap, registry
+from ray_stream.actors.revival import revive_controller
+from ray_stream.actors.spawning import NAMESPACE, require_ray
+from ray_stream.actors.stubs import RayServices
+from ray_stream.client.admin import Admin
+from ray_stream.client.calls import Deadline, call
+from ray_stream.client.consumer import Consumer
+from ray_stream.client.producer import Producer
+from ray_stream.client.reading import read, read_batches
+from ray_stream.clock import Clock, SystemClock
+from ray_stream.config import (
+    ConsumerConfig,
+    ConsumerOptions,
+    ProducerConfig,
+    ProducerOptions,
+    TopicOptions,
+    validated,
+)
+from ray_stream.errors import ClosedError, ForkedProcessError
+from ray_stream.rpc.messages import MetadataRequest, MetadataResponse
+from ray_stream.types import StartPosition, TopicDescription
+
+TIMEOUT_S = 30.0
+
+
+class Cluster:
+    """A handle on one running cluster. Thread-safe; every method of a closed one raises.
+
+    Made by `ray_stream.start` and `ray_stream.connect`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        cluster_id: str,
+        address: str,
+        *,
+        on_exit: Callable[[], None] | None = None,
+    ) -> None:
+        """Args: on_exit: run once when an owning handle is closed; None: this one only closes."""
+        self._name = name
+        self._cluster_id = cluster_id
+        self._address = address
+        self._on_exit = on_exit
+        self._closed = False
+        self._pid = os.getpid()
+        self._clock = SystemClock()
+        self._services = RayServices(name, self._revive)
+        self._admin = Admin(self._services, self._clock)
+
+    # --- life ------------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """The cluster's name."""
+        return self._name
+
+    @property
+    def cluster_id(self) -> str:
+        """The id in every data directory of the cluster."""
+        return self._cluster_id
+
+    @property
+    def address(self) -> str:
+        """Where its Ray is: `host:port` of the GCS."""
+        return self._address
+
+    @property
+    def clock(self) -> Clock:
+        """The clock of this handle's timeouts."""
+        return self._clock
+
+    def __enter__(self) -> Self:
+        self._check()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "open"
+        return f"Cluster(name={self._name!r}, address={self._address!r}, {state})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_copy_of, (self._name, NAMESPACE, self._cluster_id, self._address))
+
+    def close(self) -> None:
+        """Close this handle; on an embedded Ray that its `start` started, stop everything.
+
+        Data stays. A second call does nothing.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        if self._on_exit is not None and os.getpid() == self._pid:
+            self._on_exit()
+
+    def shutdown(self) -> None:
+        """Stop the cluster: its actors end, logs closed first; data stays, and so does Ray.
+
+        On an embedded Ray that this handle's `start` started, that Ray ends too.
+        """
+        self._check()
+        bootstrap.stop_cluster(self._name)
+        self.close()
+
+    # --- topics ----------------------------------------------------------------------------------
+
+    def create_topic(
+        self,
+        name: str,
+        partitions: int = 1,
+        replication_factor: int = 1,
+        *,
+        exist_ok: bool = False,
+        dedicated: bool = False,
+        **config: Unpack[TopicOptions],
+    ) -> None:
+        """Make a topic; returns when every partition is served. See `Admin.create_topic`."""
+        self._check()
+        self._admin.create_topic(
+            name,
+            partitions,
+            replication_factor,
+            exist_ok=exist_ok,
+            dedicated=dedicated,
+            **config,
+        )
+
+    def topics(self) -> list[str]:
+        """The names of all topics, sorted."""
+        self._check()
+        return self._admin.topics()
+
+    def describe_topic(self, name: str) -> TopicDescription:
+        """One topic: config, where its partitions are served, their offsets."""
+        self._check()
+        return self._admin.describe_topic(name)
+
+    def alter_topic(
+        self, name: str, partitions: int | None = None, **config: Unpack[TopicOptions]
+    ) -> None:
+        """More partitions, other settings; returns when every partition serves with them."""
+        self._check()
+        self._admin.alter_topic(name, partitions, **config)
+
+    def delete_topic(self, name: str) -> None:
+        """Delete a topic and its records for good."""
+        self._check()
+        self._admin.delete_topic(name)
+
+    # --- records ---------------------------------------------------------------------------------
+
+    def producer(self, **options: Unpack[ProducerOptions]) -> Producer:
+        """A producer; use it in a `with` block. Options: `ProducerConfig`."""
+        self._check()
+        config = validated(ProducerConfig, options, "producer")
+        return Producer(self._services, config, clock=self._clock, cluster=self._name)
+
+    def consumer(self, *topics: str, **options: Unpack[ConsumerOptions]) -> Consumer:
+        """A consumer of these topics (or of none: `assign`). Options: `ConsumerConfig`."""
+        self._check()
+        config = validated(ConsumerConfig, options, "consumer")
+        return Consumer(self._services, topics, config, clock=self._clock, cluster=self._name)
+
+    def read(
+        self,
+        topic: str,
+        start: StartPosition = "earliest",
+        end: StartPosition = "latest",
+        partitions: list[int] | None = None,
+        max_bytes: int | None = None,
+    ) -> pa.Table:
+        """Everything between two positions as one table; the end is fixed when it begins."""
+        self._check()
+        return read(self._services, topic, start, end, partitions, max_bytes, clock=self._clock)
+
+    def read_batches(
+        self,
+        topic: str,
+        start: StartPosition = "earliest",
+        end: StartPosition = "latest",
+        partitions: list[int] | None = None,
+        max_bytes: int | None = None,
+    ) -> Iterator[pa.RecordBatch]:
+        """As `read`, a batch at a time."""
+        self._check()
+        return read_batches(
+            self._services, topic, start, end, partitions, max_bytes, clock=self._clock
+        )
+
+    # --- within ----------------------------------------------------------------------------------
+
+    def metadata(self, timeout: float = TIMEOUT_S) -> MetadataResponse:
+        """Topics, partitions and brokers as the controller sees them; for `status`."""
+        self._check()
+        answer: MetadataResponse = call(
+            self._services.controller.metadata,
+            MetadataRequest(None),
+            deadline=Deadline(self._clock, timeout),
+            what="asking the controller for metadata",
+        )
+        return answer
+
+    def _check(self) -> None:
+        if self._closed:
+            raise ClosedError(
+                f"this handle on cluster {self._name!r} was closed: "
+                "make a new one with ray_stream.connect()"
+            )
+        if os.getpid() != self._pid:
+            raise ForkedProcessError(
+                "this handle was made before a fork; call ray_stream.connect() in the child"
+            )
+        require_ray()
+
+    def _revive(self) -> None:
+        spec = registry.read_spec(self._name)
+        if spec is not None:
+            revive_controller(spec, None)
+
+
+def _copy_of(name: str, namespace: str, cluster_id: str, address: str) -> Cluster:
+    """A handle unpickled in another process: it never owns."""
+    del namespace
+    return Cluster(name, cluster_id, address)
