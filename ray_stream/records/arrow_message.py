@@ -15,6 +15,7 @@ The layout follows Arrow's `Message.fbs` and "Encapsulated message format", meta
 import struct
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import accumulate
 from typing import NamedTuple
 
 from ray_stream.errors import CorruptBatchError
@@ -34,6 +35,7 @@ _CONTINUATION = 0xFFFFFFFF
 _PREFIX_BYTES = 8
 _METADATA_V5 = 4
 _RECORD_BATCH = 3
+_OFFSET = struct.Struct("<i")
 FIXED_WIDTH = {FLAG_TIMESTAMP: 8, FLAG_OFFSET_DELTA: 4}
 _COLUMN_ORDER = (FLAG_KEY, FLAG_VALUE, FLAG_TIMESTAMP, FLAG_HEADERS, FLAG_OFFSET_DELTA)
 _SIZES = {  # (nodes, buffers) of a column: binary, binary, int64, map<string, binary>, int32
@@ -48,16 +50,24 @@ _SIZES = {  # (nodes, buffers) of a column: binary, binary, int64, map<string, b
 class Shape:
     """What varies from message to message: two numbers for a node, one for a buffer."""
 
-    __slots__ = ("buffers", "nodes")
+    __slots__ = ("bitmaps", "buffers", "ends", "nodes")
 
     def __init__(self) -> None:
         self.nodes: list[int] = []
         """Length and null count of each node, depth first."""
         self.buffers: list[int] = []
         """Bytes of each buffer, padding left out."""
+        self.ends: list[tuple[int, int]] = []
+        """Buffers of offsets, and what each one ends with."""
+        self.bitmaps: list[tuple[int, int, int]] = []
+        """Validity bitmaps: buffer, rows, nulls."""
 
     def add_binary(self, count: int, nulls: int, data_bytes: int) -> None:
         """A column `key` or `value`: validity (only if there are nulls), offsets, data."""
+        first = len(self.buffers)
+        if nulls:
+            self.bitmaps.append((first, count, nulls))
+        self.ends.append((first + 1, data_bytes))
         self.nodes += (count, nulls)
         self.buffers += (bitmap_bytes(count) if nulls else 0, 4 * (count + 1), data_bytes)
 
@@ -70,6 +80,7 @@ class Shape:
         self, count: int, entries: int, nulls: int, key_bytes: int, value_bytes: int
     ) -> None:
         """The column `headers`: never null itself, its keys neither, its values perhaps."""
+        self.ends.append((len(self.buffers) + 1, entries))
         self.nodes += (count, 0, entries, 0)
         self.buffers += (0, 4 * (count + 1), 0)
         self.add_binary(entries, 0, key_bytes)
@@ -133,8 +144,9 @@ def encode_metadata(flags: int, record_count: int, shape: Shape) -> bytes:
 def check_message(payload: Buffer, flags: int, record_count: int) -> None:
     """Check that `payload` is one record batch of these columns and rows, and nothing else.
 
-    Nothing is allocated by a length in it. Values are not looked at: offsets inside a column and
-    UTF-8 are the reader's to check.
+    Nothing is allocated by a length in it. Of the values only those are looked at that must agree
+    with the metadata: first and last offsets, and the number of nulls. What lies between, and the
+    values themselves, is the reader's to check.
 
     Raises:
         CorruptBatchError: anything differs from the one layout.
@@ -163,6 +175,22 @@ def check_message(payload: Buffer, flags: int, record_count: int) -> None:
         )
     if encode_metadata(flags, record_count, shape) != bytes(payload[:metadata_bytes]):
         raise CorruptBatchError("the Arrow metadata differs from the one layout of this format")
+    _check_edges(memoryview(payload)[metadata_bytes:], shape)
+
+
+def _check_edges(body: memoryview, shape: Shape) -> None:
+    """Offsets begin at 0 and end where their data ends; bitmaps have as many nulls as was said."""
+    positions = [0, *accumulate(map(padded, shape.buffers))]
+    for buffer, end in shape.ends:
+        last = positions[buffer] + shape.buffers[buffer] - _OFFSET.size
+        edges = _OFFSET.unpack_from(body, positions[buffer]) + _OFFSET.unpack_from(body, last)
+        if edges != (0, end):
+            raise CorruptBatchError(f"offsets run from {edges[0]} to {edges[1]}, not 0 to {end}")
+    for buffer, count, nulls in shape.bitmaps:
+        start = positions[buffer]
+        bits = int.from_bytes(body[start : start + shape.buffers[buffer]], "little")
+        if bits.bit_length() > count or count - bits.bit_count() != nulls:
+            raise CorruptBatchError(f"a column does not have the {nulls} nulls of its metadata")
 
 
 def _claimed_shape(

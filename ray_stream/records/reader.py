@@ -133,9 +133,11 @@ def to_user_batch(
         CorruptBatchError: as `decode_columns` and `offsets`.
     """
     columns = decode_columns(header, payload)
-    if header.is_control or not header.record_count or start_offset >= header.next_offset:
+    if header.is_control or not header.record_count:
         return _NO_ROWS
     numbers = _offsets(header, columns)
+    if start_offset >= header.next_offset:
+        return _NO_ROWS
     count = header.record_count
     rows = pa.RecordBatch.from_arrays(
         [
