@@ -1,0 +1,108 @@
+"""Which batches of a request enter the log, at which offsets, and with which header.
+
+Owns: judging and stamping. Refuses: writing, and everything that needs a file.
+
+A refused batch hurts no other, except the later ones of its own producer, which sequence rules then
+refuse by themselves.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ray_stream.errors import RayStreamError
+from ray_stream.log.options import LogOptions
+from ray_stream.log.producers import ProducersDraft
+from ray_stream.records.batch import check_batch
+from ray_stream.records.header import (
+    HEADER_BYTES,
+    BatchHeader,
+    Buffer,
+    encode_header,
+    stamp_header,
+)
+
+
+class Appended(NamedTuple):
+    """Where a batch stands. It is durable once `synced_end` has reached `next_offset`."""
+
+    base_offset: int
+    next_offset: int
+    append_timestamp: int
+    """The leader's clock, ms; that of the first time for a duplicate."""
+    duplicate: bool = False
+    """The batch was there already: a retry whose first answer was lost."""
+
+
+class Staged(NamedTuple):
+    """A batch that will be written."""
+
+    number: int
+    """Which of the request's batches it is."""
+    header: BatchHeader
+    payload: memoryview
+
+    @property
+    def buffers(self) -> tuple[Buffer, Buffer]:
+        """The bytes to write."""
+        return encode_header(self.header), self.payload
+
+
+class Stamps(NamedTuple):
+    """What the leader stamps into each header of a request."""
+
+    next_offset: int
+    leader_epoch: int
+    append_timestamp: int
+    durable_offset: int
+
+
+def stage(
+    batches: Sequence[Buffer],
+    options: LogOptions,
+    draft: ProducersDraft,
+    stamps: Stamps,
+    *,
+    produced: bool = True,
+) -> tuple[list[Appended | RayStreamError], list[Staged]]:
+    """Judge batches one after the other.
+
+    Args:
+        batches: as they were received.
+        options: the log's settings.
+        draft: what is known of producers.
+        stamps: what to stamp; offsets count from `next_offset` on.
+        produced: as in `check_batch`.
+
+    Returns:
+        An answer for each batch, and what to write so that the answers are true.
+    """
+    results: list[Appended | RayStreamError] = []
+    staged: list[Staged] = []
+    offset = stamps.next_offset
+    for number, batch in enumerate(batches):
+        try:
+            header = check_batch(batch, batch_bytes_max=options.batch_bytes_max, produced=produced)
+        except RayStreamError as error:
+            results.append(error)
+            continue
+        verdict = draft.check(header)
+        if isinstance(verdict, RayStreamError):
+            results.append(verdict)
+        elif verdict is not None:
+            results.append(
+                Appended(verdict.base_offset, verdict.next_offset, verdict.append_timestamp, True)
+            )
+        else:
+            header = stamp_header(
+                header,
+                base_offset=offset,
+                leader_epoch=stamps.leader_epoch,
+                append_timestamp=stamps.append_timestamp,
+                durable_offset=stamps.durable_offset,
+                log_append_time=options.log_append_time,
+            )
+            draft.add(header)
+            staged.append(Staged(number, header, memoryview(batch)[HEADER_BYTES:]))
+            results.append(Appended(offset, header.next_offset, stamps.append_timestamp))
+            offset = header.next_offset
+    return results, staged

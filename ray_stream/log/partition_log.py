@@ -1,0 +1,629 @@
+"""One partition's log: the single writer of its directory, and the only judge of its offsets.
+
+Owns: segments, the written and the synced end, leader epochs, producer state, quarantined ranges
+and the checkpoint. Refuses: threads (only `SyncJob.run` may be called on another one), clocks,
+deciding when to sync, who leads, and what retention removes.
+
+The rules that it keeps (STORAGE sections 3 and 4):
+
+* Nothing at or behind `readable_end` is for anyone; on an `fsync` topic it is the synced end.
+* A batch is written whole or not at all, behind the last one. A full disk refuses appends only.
+* A failed sync takes the log offline, durably; no later sync brings it back, only `repair`.
+* The checkpoint's durable place never runs ahead of what was synced.
+* Once anything was cut off, a new leader epoch must begin before the next append: one (offset,
+  epoch) never has two contents.
+"""
+
+from collections.abc import Sequence
+
+from ray_stream.errors import (
+    ClosedError,
+    FencedLeaderEpochError,
+    InvalidArgumentError,
+    OffsetOutOfRangeError,
+    RayStreamError,
+    StorageError,
+    StorageFullError,
+    StorageOfflineError,
+    UnknownLeaderEpochError,
+)
+from ray_stream.log.append import Appended, Staged, Stamps, stage
+from ray_stream.log.checkpoint import Checkpoint, Place, write_checkpoint
+from ray_stream.log.description import LogDescription, SegmentDescription
+from ray_stream.log.frames import Damage
+from ray_stream.log.layout import create_log, delete_log, write_snapshot
+from ray_stream.log.offline import OfflineMarker, read_marker, write_marker
+from ray_stream.log.options import LogOptions
+from ray_stream.log.reader import LogReader, ReadResult
+from ray_stream.log.recovery import (
+    Recovered,
+    RecoveryReport,
+    open_offline,
+    recover,
+    replay_producers,
+)
+from ray_stream.log.segment import Segment
+from ray_stream.log.storage import Buffer, Storage
+from ray_stream.log.sync import SyncJob, SyncState
+from ray_stream.types import NO_OFFSET, NO_TIMESTAMP, Durability
+
+__all__ = ["Appended", "PartitionLog", "ReadResult", "RecoveryReport", "SyncJob", "delete_log"]
+
+
+class PartitionLog:
+    """An open log. Every method but `SyncJob.run` belongs to one owner's thread."""
+
+    def __init__(
+        self, storage: Storage, directory: str, options: LogOptions, boot_id: str, found: Recovered
+    ) -> None:
+        """Use `create` or `open`."""
+        self._storage = storage
+        self._directory = directory
+        self._options = options
+        self._boot_id = boot_id
+        self._segments = found.segments
+        self._left = found.left
+        self._start = found.checkpoint.log_start
+        self._end = found.end
+        self._syncs = SyncState(storage, directory, found.end)
+        self._reader = LogReader(options, found.segments, found.checkpoint.quarantine)
+        self._epochs = found.epochs
+        self._producers = found.producers
+        self._on_disk = found.checkpoint
+        self._offline = found.report.offline
+        self._opened_offline = self._syncs.lost = bool(found.report.offline)
+        self._epoch_needed = found.report.needs_new_epoch
+        self._readable_once = found.end.offset
+        self._closed = False
+        self._rolled = found.report.segments_scanned > 0
+        self.recovery = found.report
+        """What opening the log found and did."""
+
+    @classmethod
+    def create(
+        cls, storage: Storage, directory: str, options: LogOptions, *, boot_id: str, now_ms: int
+    ) -> "PartitionLog":
+        """Make a new, empty log. It appears under its name complete and durable, or not at all.
+
+        Raises:
+            StorageError: the directory exists already, or the system refused.
+        """
+        create_log(storage, directory, boot_id=boot_id)
+        return cls.open(storage, directory, options, boot_id=boot_id, now_ms=now_ms)
+
+    @classmethod
+    def open(
+        cls, storage: Storage, directory: str, options: LogOptions, *, boot_id: str, now_ms: int
+    ) -> "PartitionLog":
+        """Open the log that is there, recovering what a crash left (`log.recovery`).
+
+        A log whose sync failed opens offline: what was durable can be read, nothing appended.
+
+        Args:
+            storage: where it is.
+            directory: the partition's own directory.
+            options: its settings.
+            boot_id: of the machine's current boot.
+            now_ms: the wall clock, to forget producers that were silent too long.
+
+        Raises:
+            StorageError: there is no such directory: missing is not empty. Or the system refused.
+            CorruptMetadataError: the checkpoint is missing or damaged; `repair` makes it again.
+            DataDirVersionError: written by a newer version.
+        """
+        if not storage.is_directory(directory):
+            raise StorageError(
+                f"{directory} is missing, and missing is not empty: bring the directory back, or "
+                "delete the topic"
+            )
+        marker = read_marker(storage, directory)
+        if marker is None:
+            try:
+                found = recover(storage, directory, options, boot_id=boot_id, now_ms=now_ms)
+            except StorageOfflineError:
+                marker = read_marker(storage, directory)
+                if marker is None:
+                    raise
+            else:
+                return cls(storage, directory, options, boot_id, found)
+        return cls(storage, directory, options, boot_id, open_offline(storage, directory, marker))
+
+    # --- ends ------------------------------------------------------------------------------------
+
+    @property
+    def start_offset(self) -> int:
+        """The first offset of the log."""
+        return self._start
+
+    @property
+    def written_end(self) -> int:
+        """Behind the last batch that was written."""
+        return self._end.offset
+
+    @property
+    def synced_end(self) -> int:
+        """Everything below is on stable storage."""
+        return self._syncs.place.offset
+
+    @property
+    def readable_end(self) -> int:
+        """Nobody may see this offset or one behind it. With one replica, the high watermark."""
+        if self._options.durability == Durability.REPLICATED and not self._offline:
+            return self._end.offset
+        return max(self._syncs.place.offset, self._readable_once)
+
+    @property
+    def leader_epoch(self) -> int:
+        """The highest leader epoch that ever began here; -1: none."""
+        return self._epochs.claimed
+
+    @property
+    def offline(self) -> str:
+        """Why nothing can be appended; empty when it can."""
+        return self._offline
+
+    @property
+    def options(self) -> LogOptions:
+        """The settings in force."""
+        return self._options
+
+    def set_options(self, options: LogOptions) -> int:
+        """Take new settings.
+
+        Returns:
+            The change may be confirmed once `synced_end` has reached this offset: a topic that
+            becomes `fsync` is synced first. What could be read before stays readable meanwhile.
+        """
+        self._readable_once = self.readable_end
+        self._options = options
+        self._reader.set_options(options)
+        return self._end.offset if options.durability == Durability.FSYNC else 0
+
+    # --- leader epochs ---------------------------------------------------------------------------
+
+    def begin_epoch(self, leader_epoch: int) -> None:
+        """A leader begins here; durable when this returns.
+
+        Raises:
+            FencedLeaderEpochError: the epoch is not above every one before.
+            StorageError: it could not be recorded; nothing changed.
+        """
+        epochs = self._epochs.copy()
+        epochs.begin(leader_epoch, self._end.offset)
+        before, needed = self._epochs, self._epoch_needed
+        self._epochs, self._epoch_needed = epochs, False
+        try:
+            self._write_checkpoint()
+        except StorageError:
+            self._epochs, self._epoch_needed = before, needed
+            raise
+
+    def last_epoch_end(self, epoch: int) -> tuple[int, int]:
+        """Where the greatest leader epoch at or below `epoch` ends: (that epoch, end offset).
+
+        (-1, -1) when no such epoch is known, or `epoch` is above all that began here.
+        """
+        return self._epochs.end_of(epoch, self._end.offset)
+
+    def _refusal(self, leader_epoch: int) -> RayStreamError | None:
+        """Why nothing at all may be appended with this leader epoch."""
+        name, current = self._options.name, self._epochs.claimed
+        if self._closed:
+            return ClosedError(f"the log of {name} was closed: open it again")
+        if self._offline:
+            return self._offline_error()
+        if leader_epoch > current:
+            return UnknownLeaderEpochError(
+                f"leader epoch {leader_epoch} of {name} did not begin here, {current} did last"
+            )
+        if leader_epoch < current or leader_epoch < 0:
+            return FencedLeaderEpochError(
+                f"leader epoch {leader_epoch} of {name} is over, {current} is the last one"
+            )
+        if self._epoch_needed:
+            return FencedLeaderEpochError(
+                f"bytes of {name} were lost or cut off in leader epoch {current}: begin a new one "
+                "before appending"
+            )
+        return None
+
+    # --- append ----------------------------------------------------------------------------------
+
+    def append(
+        self,
+        batches: Sequence[Buffer],
+        *,
+        leader_epoch: int,
+        now_ms: int,
+        produced: bool = True,
+    ) -> list[Appended | RayStreamError]:
+        """Write batches behind the last one: all that pass, with one write for each segment.
+
+        A duplicate is answered like the first time; for it too the caller waits until `synced_end`
+        has reached `next_offset`.
+
+        Args:
+            batches: as they were received.
+            leader_epoch: the caller's.
+            now_ms: the append time that is stamped.
+            produced: False for batches of our own making, such as control batches (`check_batch`).
+
+        Returns:
+            For each batch where it stands, or why it was refused. A full disk gives
+            `StorageFullError` and the next call tries again; any other refusal of the system
+            gives `StorageOfflineError`, and so do all later calls.
+        """
+        refusal = self._refusal(leader_epoch)
+        if refusal is not None:
+            return [refusal] * len(batches)
+        stamps = Stamps(self._end.offset, leader_epoch, now_ms, self._syncs.place.offset)
+        draft = self._producers.draft(now_ms=now_ms, expiry_ms=self._options.producer_expiry_ms)
+        results, staged = stage(batches, self._options, draft, stamps, produced=produced)
+        first = 0
+        try:
+            if staged and self._on_disk.clean:
+                self._write_checkpoint()
+            while first < len(staged):
+                first = self._write_some(staged, first, now_ms)
+        except StorageFullError as error:
+            self._refuse_rest(results, staged[first].number, error)
+        except StorageError as error:
+            self._go_offline(f"a write failed: {error}")
+            self._refuse_rest(results, staged[first].number, self._offline_error())
+        return results
+
+    def _write_some(self, staged: list[Staged], first: int, now_ms: int) -> int:
+        """Write from `first` on what fits the segment, and return where the rest begins."""
+        active = self._segments[-1]
+        limit = self._options.segment_bytes
+        size = active.size + staged[first].header.batch_bytes
+        too_old = now_ms - active.first_timestamp >= self._options.segment_ms
+        if active.size and (size > limit or too_old):
+            self._roll(now_ms)
+            active = self._segments[-1]
+            size = staged[first].header.batch_bytes
+        end = first + 1
+        while end < len(staged) and size + staged[end].header.batch_bytes <= limit:
+            size += staged[end].header.batch_bytes
+            end += 1
+        group = staged[first:end]
+        active.append(
+            [buffer for one in group for buffer in one.buffers],
+            [one.header for one in group],
+            self._options.index_interval_bytes,
+        )
+        self._reader.remember(self._end.offset, active, self._end.position)
+        for one in group:
+            self._producers.replay(one.header, expiry_ms=self._options.producer_expiry_ms)
+        self._end = Place(group[-1].header.next_offset, active.base_offset, active.size)
+        return end
+
+    def _go_offline(self, reason: str) -> None:
+        """Until the log is opened again: the file may not be what we believe it is."""
+        self._readable_once = self.readable_end
+        self._offline = reason
+
+    @staticmethod
+    def _refuse_rest(
+        results: list[Appended | RayStreamError], first: int, error: RayStreamError
+    ) -> None:
+        """What was judged after the first unwritten batch was judged as if that were there."""
+        results[first:] = [error] * (len(results) - first)
+
+    def roll(self) -> None:
+        """Close the written segment and begin a new one; nothing when it is empty.
+
+        Raises:
+            StorageError: refused; the log is as before.
+        """
+        if self._segments[-1].size:
+            self._roll(None)
+
+    def _roll(self, now_ms: int | None) -> None:
+        """Costs no sync: the next `SyncJob` syncs the old segment and the names first."""
+        if now_ms is not None:
+            self._producers.expire(now_ms=now_ms, expiry_ms=self._options.producer_expiry_ms)
+        old = self._segments[-1]
+        new = Segment(self._storage, self._directory, self._end.offset)
+        write_snapshot(self._storage, new, self._producers)
+        new.create()
+        old.seal(new.base_offset, self._options.index_interval_bytes)
+        self._segments.append(new)
+        self._end = Place(new.base_offset, new.base_offset, 0)
+        self._syncs.rolled(old, self._end)
+        self._rolled = True
+
+    # --- sync ------------------------------------------------------------------------------------
+
+    def sync_job(self) -> SyncJob | None:
+        """A round of syncs for everything written before this call.
+
+        None: nothing is to be synced, a round is under way already, or no sync can help.
+        """
+        syncs = self._syncs
+        if syncs.job is not None or syncs.lost or self._closed:
+            return None
+        if syncs.place.offset == self._end.offset:
+            return None
+        producers = self._producers.encode(self._end.offset) if self.checkpoint_due else None
+        return syncs.begin(self._segments[-1], self._end, producers)
+
+    def synced(self, job: SyncJob) -> None:
+        """A round has ended well: what it covered is durable."""
+        self._syncs.ended(job)
+
+    def sync_failed(self, job: SyncJob, error: StorageError) -> StorageOfflineError:
+        """A round failed: the log is offline from now on, also for whoever opens it next.
+
+        Returns:
+            The error for everyone who waits for this log's syncs.
+        """
+        del job
+        return self._sync_lost(error)
+
+    def _sync_lost(self, error: StorageError) -> StorageOfflineError:
+        readable = self.readable_end
+        self._offline = f"a sync failed: {error}"
+        self._readable_once = readable
+        self._syncs.lost = True
+        self._syncs.cancel()
+        marker = OfflineMarker(self._offline, self._syncs.place, readable)
+        try:
+            write_marker(self._storage, self._directory, marker)
+        except StorageError as second:
+            self._offline += f" (nor could that be recorded beside the data: {second})"
+        return self._offline_error()
+
+    def _offline_error(self) -> StorageOfflineError:
+        return StorageOfflineError(
+            f"{self._options.name} is offline: {self._offline}; what was durable can be read, "
+            "`ray-stream repair` brings it back"
+        )
+
+    # --- read ------------------------------------------------------------------------------------
+
+    def read(self, offset: int, *, bytes_max: int, end_offset: int) -> ReadResult:
+        """Whole batches from the one that holds `offset` on, out of one segment.
+
+        Args:
+            offset: where to begin; the first batch may begin in front of it.
+            bytes_max: about so many bytes; at least one batch is returned.
+            end_offset: no batch that reaches behind it; `readable_end`, or less.
+
+        Raises:
+            OffsetOutOfRangeError: outside of the log.
+            CorruptRecordError: the bytes at `offset` are damaged. Batches in front of damage are
+                returned first.
+            StorageError: the system refused to read.
+        """
+        end_offset = min(end_offset, self._end.offset)
+        if not self._start <= offset <= self._end.offset:
+            raise OffsetOutOfRangeError(
+                self._options.topic, self._options.partition, offset, self._start, self.readable_end
+            )
+        if offset >= end_offset:
+            return ReadResult((), offset)
+        return self._reader.read(
+            offset, bytes_max=bytes_max, end_offset=end_offset, log_end=self._end.offset
+        )
+
+    def offset_for_timestamp(self, timestamp: int) -> tuple[int, int] | None:
+        """The first readable batch with a record at or after `timestamp` (ms).
+
+        Returns:
+            (offset, timestamp): the batch's base offset (or the log start inside of it), and the
+            batch's greatest time: which record it is, only a decoder can say. Damage that may have
+            held such a record is returned in front of the batch. None: there is no such record.
+        """
+        found = self._reader.find_timestamp(timestamp, self._start)
+        return found if found is not None and found[0] < self.readable_end else None
+
+    # --- both ends -------------------------------------------------------------------------------
+
+    def truncate(self, offset: int, *, now_ms: int) -> None:
+        """Cut everything from the batch that holds `offset` on; durable when this returns.
+
+        Raises:
+            OffsetOutOfRangeError: below the log start.
+            StorageOfflineError: the system refused part-way; opening the log again recovers it.
+        """
+        if offset >= self._end.offset:
+            return
+        if offset < self._start:
+            raise OffsetOutOfRangeError(
+                self._options.topic, self._options.partition, offset, self._start, self._end.offset
+            )
+        if self._offline:
+            raise self._offline_error()
+        try:
+            self._truncate(offset, now_ms)
+        except StorageError as error:
+            self._go_offline(f"a truncation failed: {error}")
+            raise self._offline_error() from error
+
+    def _truncate(self, offset: int, now_ms: int) -> None:
+        """The checkpoint first, then the bytes, then what is derived from them."""
+        target, place = self._place_of(offset)
+        self._syncs.cancel()
+        self._syncs.truncated(place)
+        self._epoch_needed = True
+        self._readable_once = min(self._readable_once, place.offset)
+        self._write_checkpoint()
+        while self._segments[-1] is not target:
+            self._segments.pop().unlink()
+        target.sealed_at = NO_OFFSET
+        self._storage.sync_directory(self._directory)
+        target.writing().truncate(place.position)
+        target.writing().sync()
+        self._end = place
+        target.size = place.position
+        target.rebuild_index(self._options.index_interval_bytes)
+        self._reader.truncated(place.offset)
+        self._epochs.truncate(place.offset)
+        self._producers = replay_producers(
+            self._storage, self._segments, self._on_disk, self._options, now_ms=now_ms
+        )
+        self._write_checkpoint()
+
+    def _place_of(self, offset: int) -> tuple[Segment, Place]:
+        """The segment that holds `offset`, and where the batch around it begins."""
+        segment = next(one for one in reversed(self._segments) if one.base_offset <= offset)
+        found = segment.find(offset, self._options.index_interval_bytes)
+        if found is None:
+            return segment, Place(offset, segment.base_offset, segment.size)
+        base = found.first_offset if isinstance(found, Damage) else found.header.base_offset
+        return segment, Place(base, segment.base_offset, found.position)
+
+    def advance_start(self, offset: int) -> tuple[int, ...]:
+        """Raise the log start; durable when this returns. The files stay until `unlink_left`.
+
+        Args:
+            offset: the new start, at most `synced_end`; a lower one than now changes nothing.
+
+        Returns:
+            Base offsets of all segments that have left the log and wait for `unlink_left`.
+
+        Raises:
+            InvalidArgumentError: above the synced end.
+            StorageError: it could not be recorded; nothing changed.
+        """
+        if offset > self._syncs.place.offset:
+            raise InvalidArgumentError(
+                f"the start of {self._options.name} cannot become {offset}: only what is below "
+                f"{self._syncs.place.offset} was synced"
+            )
+        if offset > self._start:
+            before, self._start = self._start, offset
+            try:
+                if offset == self._end.offset and self._segments[-1].size:
+                    self._roll(None)
+                self._write_checkpoint()
+            except StorageError:
+                self._start = before
+                raise
+            self._epochs.advance(offset)
+            while (
+                self._segments[0].sealed_at != NO_OFFSET and self._segments[0].sealed_at <= offset
+            ):
+                self._left.append(self._segments.pop(0))
+        return self.left
+
+    @property
+    def left(self) -> tuple[int, ...]:
+        """Base offsets of the segments below the log start whose files are still there."""
+        return tuple(segment.base_offset for segment in self._left)
+
+    def unlink_left(self, base_offsets: Sequence[int]) -> None:
+        """Remove files of segments that `advance_start` reported, when no reader has them open."""
+        for segment in [one for one in self._left if one.base_offset in base_offsets]:
+            segment.unlink()
+            self._left.remove(segment)
+
+    # --- checkpoint and close --------------------------------------------------------------------
+
+    @property
+    def checkpoint_due(self) -> bool:
+        """Whether a `checkpoint` has more to record than a few batches."""
+        return self._rolled or self._reader.damage_found
+
+    def checkpoint(self) -> None:
+        """Record the durable place, so that the next opening begins there; a few syncs.
+
+        For an idle moment, and every so many bytes: what is written behind the checkpoint is read
+        again by the next opening that follows a crash. An idle log gives its descriptor back here.
+
+        Raises:
+            StorageError: refused; the old checkpoint holds.
+        """
+        self._segments[-1].index.flush()
+        self._write_checkpoint()
+        self._rolled = self._reader.damage_found = False
+        if self._syncs.place == self._end:
+            self._segments[-1].close()
+
+    def _write_checkpoint(self, *, clean: bool = False) -> None:
+        durable = self._syncs.place
+        segment = next((one for one in self._segments if one.base_offset == durable.segment), None)
+        producers_at, producers = self._durable_producers(durable)
+        checkpoint = Checkpoint(
+            log_start=self._start,
+            durable=durable,
+            generation=segment.generation if segment else 0,
+            first_timestamp=segment.first_timestamp if segment else NO_TIMESTAMP,
+            max_timestamp=segment.max_timestamp if segment else NO_TIMESTAMP,
+            leader_epoch=self._epochs.claimed,
+            epochs=self._epochs.entries,
+            quarantine=self._reader.quarantine,
+            boot_id=self._boot_id,
+            clean=clean,
+            epoch_needed=self._epoch_needed,
+            producers_at=producers_at,
+            producers=producers,
+        )
+        write_checkpoint(self._storage, self._directory, checkpoint)
+        self._on_disk = checkpoint
+
+    def _durable_producers(self, durable: Place) -> tuple[Place | None, bytes]:
+        """The newest producer state that holds at or in front of the durable place."""
+        if durable == self._end and not self._opened_offline:
+            return durable, self._producers.encode(durable.offset)
+        captured, old = self._syncs.captured, self._on_disk
+        if captured is not None:
+            return captured
+        at = old.producers_at
+        if at is not None and at.offset <= durable.offset and at.segment >= self._start_segment():
+            return at, old.producers
+        return None, b""
+
+    def _start_segment(self) -> int:
+        return self._segments[0].base_offset
+
+    def close(self) -> None:
+        """Sync, mark the log as closed in order, and give everything back.
+
+        A round of syncs that is under way loses its meaning: `synced` and `sync_failed` need not
+        be called for it.
+
+        Raises:
+            StorageError: the log is closed, but not in order; the next opening recovers it.
+        """
+        if self._closed:
+            return
+        try:
+            if self._offline:
+                return
+            try:
+                self._syncs.sync_now(self._segments[-1], self._end)
+            except StorageError as error:
+                raise self._sync_lost(error) from error
+            self._segments[-1].index.flush()
+            self._write_checkpoint(clean=True)
+        finally:
+            self._closed = True
+            self._syncs.cancel()
+            self._syncs.close()
+            self._segments[-1].close()
+
+    def describe(self) -> LogDescription:
+        """What there is, for `status`, retention and local readers."""
+        interval = self._options.index_interval_bytes
+        return LogDescription(
+            start_offset=self._start,
+            written_end=self._end.offset,
+            synced_end=self._syncs.place.offset,
+            readable_end=self.readable_end,
+            leader_epoch=self._epochs.claimed,
+            producers=len(self._producers),
+            segments=tuple(
+                SegmentDescription(
+                    one.base_offset,
+                    one.generation,
+                    one.sealed_at if one.sealed_at != NO_OFFSET else self._end.offset,
+                    one.size,
+                    one.greatest_time(interval),
+                )
+                for one in self._segments
+            ),
+            quarantined=self._reader.quarantine,
+            offline=self._offline,
+        )

@@ -1,0 +1,216 @@
+"""Reading stored batches: both checksums, their order, and an exact name for damage.
+
+Owns: finding and taking whole batches, and the quarantined ranges. Refuses: which offsets may be
+read (`PartitionLog` bounds them), decoding records, skipping damage.
+"""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from ray_stream.errors import CorruptBatchError, CorruptRecordError, StorageError
+from ray_stream.log.checkpoint import DamagedRange, merge_ranges
+from ray_stream.log.frames import Damage, walk
+from ray_stream.log.options import LogOptions
+from ray_stream.log.segment import Segment, time_of
+from ray_stream.log.storage import File
+from ray_stream.records.batch import check_payload_checksum
+from ray_stream.records.header import HEADER_BYTES, decode_header
+from ray_stream.types import NO_OFFSET
+
+_LOOKS = 3
+_PLACES_REMEMBERED = 16
+
+
+@dataclass(frozen=True, slots=True)
+class ReadResult:
+    """Whole batches as they are stored, header and payload.
+
+    Attributes:
+        batches: in order; the first one holds the offset asked for, others follow it.
+        next_offset: where to read on.
+    """
+
+    batches: tuple[memoryview, ...]
+    next_offset: int
+
+
+@dataclass(slots=True)
+class _Taken:
+    """What a read has got so far, and where it stands."""
+
+    batches: list[memoryview]
+    offset: int
+    position: int
+    damage: Damage | None = None
+
+
+class LogReader:
+    """The reading side of one log."""
+
+    __slots__ = ("_options", "_places", "_segments", "damage_found", "quarantine")
+
+    def __init__(
+        self,
+        options: LogOptions,
+        segments: Sequence[Segment],
+        quarantine: tuple[DamagedRange, ...],
+    ) -> None:
+        """Args: segments: the log's own list, which changes under the reader."""
+        self._options = options
+        self._segments = segments
+        self._places: dict[int, tuple[Segment, int]] = {}
+        self.quarantine = quarantine
+        self.damage_found = False
+        """Whether a read has found damage since this was last cleared."""
+
+    def read(self, offset: int, *, bytes_max: int, end_offset: int, log_end: int) -> ReadResult:
+        """Batches from the one that holds `offset` on, out of one segment.
+
+        Args:
+            offset: inside of the log.
+            bytes_max: about so many bytes; at least one batch.
+            end_offset: no batch that reaches behind it.
+            log_end: the written end, where the damage of an unreadable tail ends.
+
+        Raises:
+            CorruptRecordError: the bytes at `offset` are damaged.
+            StorageError: the system refused to read.
+        """
+        limit = self._sound_until(offset, end_offset)
+        number = bisect_right(self._segments, offset, key=lambda one: one.base_offset) - 1
+        if number < 0:
+            base = self._segments[0].base_offset
+            self._raise_damaged(offset, DamagedRange(offset, base, "the first segment is missing"))
+        segment = self._segments[number]
+        taken = self._locate(segment, offset)
+        if taken.damage is None:
+            _take(segment, taken, bytes_max, limit)
+        if taken.batches:
+            self.remember(taken.offset, segment, taken.position)
+        elif taken.damage is not None:
+            following = taken.damage.next_offset
+            if following == NO_OFFSET:
+                following = segment.sealed_at if segment.sealed_at != NO_OFFSET else log_end
+            first, reason = taken.damage.first_offset, taken.damage.reason
+            self._raise_damaged(offset, DamagedRange(first, following, reason))
+        return ReadResult(tuple(taken.batches), max(taken.offset, offset))
+
+    def find_timestamp(self, timestamp: int, start: int) -> tuple[int, int] | None:
+        """As `PartitionLog.offset_for_timestamp`, over everything that was written."""
+        interval = self._options.index_interval_bytes
+        for segment in self._segments:
+            if segment.greatest_time(interval) < timestamp:
+                continue
+            found = segment.find_timestamp(timestamp, start, interval)
+            if isinstance(found, Damage):
+                return max(found.first_offset, start), timestamp
+            if found is not None:
+                return max(found.header.base_offset, start), time_of(found.header)
+        return None
+
+    def remember(self, offset: int, segment: Segment, position: int) -> None:
+        """A batch begins there, or will: for the reader that comes for it next."""
+        self._places.pop(offset, None)
+        while len(self._places) >= _PLACES_REMEMBERED:
+            del self._places[next(iter(self._places))]
+        self._places[offset] = (segment, position)
+
+    def truncated(self, end_offset: int) -> None:
+        """Everything from `end_offset` on was cut off."""
+        self._places.clear()
+        self.quarantine = tuple(
+            one._replace(next_offset=min(one.next_offset, end_offset))
+            for one in self.quarantine
+            if one.first_offset < end_offset
+        )
+
+    def set_options(self, options: LogOptions) -> None:
+        """Take new settings."""
+        self._options = options
+
+    def _sound_until(self, offset: int, end_offset: int) -> int:
+        """Where the next quarantined range begins; raises inside of one."""
+        for damaged in self.quarantine:
+            if damaged.next_offset <= offset:
+                continue
+            if damaged.first_offset <= offset:
+                raise CorruptRecordError(self._options.topic, self._options.partition, *damaged)
+            return min(end_offset, damaged.first_offset)
+        return end_offset
+
+    def _locate(self, segment: Segment, offset: int) -> _Taken:
+        """Where the batch is that holds `offset`."""
+        known = self._places.get(offset)
+        if known is not None and known[0] is segment and known[1] < segment.size:
+            return _Taken([], offset, known[1])
+        try:
+            found = segment.find(offset, self._options.index_interval_bytes)
+        except FileNotFoundError:
+            reason = f"{segment.path} is missing"
+            found = Damage(0, 0, segment.base_offset, NO_OFFSET, reason)
+        if found is None:
+            reason = f"the segment ends in front of offset {offset}"
+            found = Damage(segment.size, segment.size, offset, NO_OFFSET, reason)
+        if isinstance(found, Damage):
+            return _Taken([], offset, found.position, found)
+        return _Taken([], found.header.base_offset, found.position)
+
+    def _raise_damaged(self, offset: int, damaged: DamagedRange) -> NoReturn:
+        """Quarantine a range that a read has found; the next checkpoint records it."""
+        assert damaged.first_offset <= offset < damaged.next_offset, "damage is where it was found"
+        self.quarantine = merge_ranges((*self.quarantine, damaged))
+        self.damage_found = True
+        self._sound_until(offset, offset)
+        raise AssertionError("the offset is quarantined")
+
+
+def _take(segment: Segment, begin: _Taken, bytes_max: int, end_offset: int) -> None:
+    """Add batches to `begin` from its position on, and move it behind them.
+
+    Stops in front of `end_offset`, at about `bytes_max` bytes (the first batch may be larger), at
+    the end of the segment, and in front of damage, which is then named in `begin.damage`.
+    """
+    with segment.reading() as file:
+        for _ in range(_LOOKS):
+            if not _take_chunk(file, segment, begin, bytes_max, end_offset):
+                return
+            found = next(walk(file, segment.from_here(begin.position, begin.offset, payloads=True)))
+            if isinstance(found, Damage):
+                begin.damage = found
+                return
+            # Good at the second look: something between the disk and us was wrong, not the bytes.
+    raise StorageError(f"{segment.path} reads differently each time: its device is failing")
+
+
+def _take_chunk(
+    file: File, segment: Segment, taken: _Taken, bytes_max: int, end_offset: int
+) -> bool:
+    """Take what one read of the file holds; whether it stopped at something wrong."""
+    left = segment.size - taken.position
+    wanted = min(max(bytes_max, HEADER_BYTES), left)
+    view = memoryview(file.read(wanted, taken.position))
+    if len(view) < wanted:
+        return True
+    at = 0
+    while at + HEADER_BYTES <= len(view) and taken.offset < end_offset:
+        try:
+            header = decode_header(view, at)
+            if header.base_offset != taken.offset and not segment.generation:
+                return True
+            end = at + header.batch_bytes
+            if header.next_offset > end_offset:
+                return False
+            if end > len(view):
+                if taken.batches or end > left:
+                    return end > left
+                view = memoryview(file.read(end, taken.position))
+            check_payload_checksum(header, view[at + HEADER_BYTES : end])
+        except CorruptBatchError:
+            return True
+        taken.batches.append(view[at:end])
+        taken.offset = header.next_offset
+        taken.position += header.batch_bytes
+        at = end
+    return at < left <= len(view) and taken.offset < end_offset

@@ -1,0 +1,198 @@
+"""Making written bytes durable: what is unsynced, and a round of syncs on another thread.
+
+Owns: the synced place, the files that are not synced yet, and their order: a segment and the names
+in the directory before anything in the next segment. Refuses: deciding when to sync, and what a
+failure means for the log.
+
+A job opens its own descriptors, so it shares nothing with the owner but strings, and a log may be
+closed or cut while a job runs. No error is lost by that: the owner keeps every unsynced file open,
+and the kernel reports a failed write-back once to each descriptor that was open then, and to the
+first one that is opened later.
+"""
+
+from ray_stream.errors import StorageError
+from ray_stream.log.checkpoint import Place
+from ray_stream.log.segment import Segment
+from ray_stream.log.storage import Storage
+
+
+class SyncJob:
+    """The syncs after which everything in front of `end` is durable."""
+
+    __slots__ = (
+        "_cancelled",
+        "_directory",
+        "_paths",
+        "_storage",
+        "end",
+        "names",
+        "producers",
+        "sealed",
+    )
+
+    def __init__(
+        self,
+        storage: Storage,
+        paths: tuple[str, ...],
+        directory: str,
+        end: Place,
+        *,
+        names: int,
+        sealed: int,
+        producers: bytes | None,
+    ) -> None:
+        """Describe a round.
+
+        Args:
+            storage: where the files are.
+            paths: sealed segments with their companions, oldest first; the written one last.
+            directory: where they are.
+            end: what will be durable afterwards.
+            names: new names in the directory, to be synced before the last file.
+            sealed: how many sealed segments are among the paths.
+            producers: the encoded producer state at `end`, when a checkpoint will want it.
+        """
+        self._storage = storage
+        self._paths = paths
+        self._directory = directory
+        self._cancelled = False
+        self.end = end
+        self.names = names
+        self.sealed = sealed
+        self.producers = producers
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the log was cut while the job was under way, so that its end means nothing."""
+        return self._cancelled
+
+    def cancel(self) -> None:
+        """Files of this job may be gone."""
+        self._cancelled = True
+
+    def run(self) -> None:
+        """Do the syncs; may be called on any thread, once.
+
+        Raises:
+            StorageError: one failed; hand it to `PartitionLog.sync_failed`.
+        """
+        for path in self._paths[:-1]:
+            self._sync(path)
+        if self.names:
+            self._storage.sync_directory(self._directory)
+        self._sync(self._paths[-1])
+
+    def _sync(self, path: str) -> None:
+        try:
+            file = self._storage.open(path)
+        except FileNotFoundError:
+            if self._cancelled:
+                return
+            raise StorageError(f"{path} is gone, its bytes cannot be synced") from None
+        try:
+            file.sync()
+        finally:
+            file.close()
+
+
+class SyncState:
+    """What of a log is durable, and what is on its way."""
+
+    __slots__ = (
+        "_directory",
+        "_storage",
+        "_unsynced",
+        "captured",
+        "job",
+        "lost",
+        "new_names",
+        "place",
+    )
+
+    def __init__(self, storage: Storage, directory: str, place: Place) -> None:
+        self._storage = storage
+        self._directory = directory
+        self._unsynced: list[Segment] = []
+        self.place = place
+        """Everything in front of it is durable."""
+        self.new_names = 0
+        """Segments whose names are not durable yet."""
+        self.job: SyncJob | None = None
+        self.captured: tuple[Place, bytes] | None = None
+        """Producer state at a durable place, taken when it was written."""
+        self.lost = False
+        """A sync failed: what is behind `place` may look good and be gone."""
+
+    def rolled(self, old: Segment, end: Place) -> None:
+        """`old` was sealed, and a new segment begins at `end`."""
+        self.new_names += 1
+        if self.place.offset < end.offset:
+            self._unsynced.append(old)
+        else:
+            old.close()
+            self.place = end
+
+    def begin(self, active: Segment, end: Place, producers: bytes | None) -> SyncJob:
+        """Start a round for everything written in front of `end`."""
+        paths = []
+        for segment in self._unsynced:
+            paths.append(segment.path)
+            paths += [path for path in segment.companions() if self._storage.exists(path)]
+        self.job = SyncJob(
+            self._storage,
+            (*paths, active.path),
+            self._directory,
+            end,
+            names=self.new_names,
+            sealed=len(self._unsynced),
+            producers=producers,
+        )
+        return self.job
+
+    def ended(self, job: SyncJob) -> None:
+        """A round ended well."""
+        if job is not self.job:
+            return
+        self.job = None
+        if job.cancelled or self.lost:
+            return
+        for segment in self._unsynced[: job.sealed]:
+            segment.close()
+        del self._unsynced[: job.sealed]
+        self.new_names -= job.names
+        self.place = job.end
+        if job.producers is not None:
+            self.captured = (job.end, job.producers)
+
+    def sync_now(self, active: Segment, end: Place) -> None:
+        """The same at once, on the owner's own descriptors; a round under way loses its meaning."""
+        self.cancel()
+        for segment in self._unsynced:
+            segment.writing().sync()
+        if self.new_names:
+            self._storage.sync_directory(self._directory)
+        if self.place.offset < end.offset:
+            active.writing().sync()
+        for segment in self._unsynced:
+            segment.close()
+        self._unsynced.clear()
+        self.new_names = 0
+        self.place = end
+
+    def cancel(self) -> None:
+        """A round under way means nothing any more."""
+        if self.job is not None:
+            self.job.cancel()
+            self.job = None
+
+    def truncated(self, place: Place) -> None:
+        """Everything from `place` on was cut off."""
+        self._unsynced = [one for one in self._unsynced if one.base_offset < place.segment]
+        self.place = min(self.place, place)
+        if self.captured is not None and self.captured[0].offset > place.offset:
+            self.captured = None
+
+    def close(self) -> None:
+        """Give the descriptors back."""
+        for segment in self._unsynced:
+            segment.close()
