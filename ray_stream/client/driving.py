@@ -1,0 +1,93 @@
+"""Between the consumer's machine and the world: sends what it wants sent, brings it what arrives.
+
+Owns: the waiting of a consumer's thread. Refuses: deciding anything.
+
+There is no thread here: answers queue up until the owner's next call, which takes them all.
+"""
+
+from collections.abc import Callable
+
+from ray_stream.client.calls import Deadline, Mailbox
+from ray_stream.client.consumer_core import ConsumerCore
+from ray_stream.client.consumer_events import Answered, Event, Reassigned, Send, Tick
+from ray_stream.client.positions import PartitionState
+from ray_stream.clock import Clock
+from ray_stream.rpc.messages import FetchRequest, ListOffsetsRequest
+from ray_stream.rpc.services import Services
+
+_LONG_MS = 60_000
+
+
+class Driver:
+    """Runs one machine in the thread that calls."""
+
+    def __init__(
+        self,
+        services: Services,
+        clock: Clock,
+        core: ConsumerCore,
+        on_reassigned: Callable[[Reassigned], None] | None = None,
+    ) -> None:
+        """Args: core: what to drive; on_reassigned: hears of a subscription's changes."""
+        self._services = services
+        self._clock = clock
+        self._core = core
+        self._on_reassigned = on_reassigned
+        self._mailbox = Mailbox()
+
+    def step(self, event: Event) -> None:
+        """Take one event, and do what comes of it."""
+        for effect in self._core.step(event, self._clock.monotonic_ms()):
+            if isinstance(effect, Send):
+                self._send(effect)
+            elif self._on_reassigned is not None:
+                self._on_reassigned(effect)
+
+    def _send(self, effect: Send) -> None:
+        reply = self._mailbox.reply_to(effect.request_id)
+        request = effect.request
+        if isinstance(request, FetchRequest):
+            self._services.partitions(effect.host).fetch(request, reply)
+        elif isinstance(request, ListOffsetsRequest):
+            self._services.partitions(effect.host).list_offsets(request, reply)
+        else:
+            self._services.controller.metadata(request, reply)
+
+    def pump(self) -> None:
+        """Take everything that arrived, and look at the time."""
+        arrived = self._mailbox.take()
+        while arrived is not None:
+            self.step(Answered(*arrived))
+            arrived = self._mailbox.take()
+        self.step(Tick())
+
+    def wait_ready(self, deadline: Deadline | None) -> PartitionState | None:
+        """The partition whose turn it is; None at the deadline, or when everything was read.
+
+        Args:
+            deadline: when to give up; None: never.
+        """
+        self.wait(lambda: self._core.ready() is not None or self._core.is_done, deadline)
+        return self._core.ready()
+
+    def wait(self, is_reached: Callable[[], bool], deadline: Deadline | None) -> bool:
+        """Drive the machine until something is so; say whether it is.
+
+        Args:
+            is_reached: looks at the machine.
+            deadline: when to give up; None: never.
+        """
+        self.pump()
+        while not is_reached():
+            left_ms = _LONG_MS if deadline is None else deadline.left_ms()
+            if not left_ms:
+                return False
+            now_ms = self._clock.monotonic_ms()
+            wake_ms = self._core.wake_ms(now_ms)
+            if wake_ms is not None:
+                left_ms = max(1, min(left_ms, wake_ms - now_ms))
+            arrived = self._mailbox.take(left_ms)
+            if arrived is not None:
+                self.step(Answered(*arrived))
+            self.pump()
+        return True

@@ -1,0 +1,166 @@
+"""Handing out what was fetched: by records, by rows, by batches, all moving the same positions.
+
+Owns: how much is taken of which partition, and that an interrupted call took nothing. Refuses:
+what users type, and fetching.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from ray_stream.client.calls import Deadline
+from ray_stream.client.consumer_core import ConsumerCore
+from ray_stream.client.decoding import Decoder, Run, take_rows
+from ray_stream.client.driving import Driver
+from ray_stream.client.positions import PartitionState
+from ray_stream.errors import CorruptRecordError, DeserializationError, RayStreamError
+from ray_stream.types import Record, TopicPartition
+
+_NO_LIMIT = 2**62
+
+Take = Callable[[PartitionState, int], tuple[int, int]]
+"""Told a partition with a buffered batch and how much is wanted: how much it took, and the
+position behind that."""
+
+
+class TakenBatch(NamedTuple):
+    """The rows of one stored batch."""
+
+    name: TopicPartition
+    rows: pa.RecordBatch
+    stored_bytes: int
+
+
+class HandOut:
+    """The end of the line, on the caller's thread."""
+
+    def __init__(self, core: ConsumerCore, driver: Driver, decoder: Decoder) -> None:
+        """Args: core: whose positions move; driver: waits; decoder: makes records."""
+        self._core = core
+        self._driver = driver
+        self._decoder = decoder
+        self._run: Run | None = None
+
+    def next_run(self, limit: int) -> Run | None:
+        """Wait for records that a loop will ask for one by one; None when all was read.
+
+        The position follows what the loop asked for; `stop_run` ends it early.
+        """
+        self.stop_run()
+        self._driver.pump()
+        state = self._driver.wait_ready(None)
+        if state is None:
+            return None
+        if not state.buffer:
+            raise self._core.take_error(state)
+        try:
+            self._run = self._decoder.run(state, limit)
+        except (CorruptRecordError, DeserializationError):
+            self._core.pass_turn(state)
+            raise
+        return self._run
+
+    def stop_run(self) -> None:
+        """Records that the loop did not ask for go back."""
+        run, self._run = self._run, None
+        if run is not None:
+            position = run.stop()
+            if run.is_current:
+                self._core.advance(run.state, position)
+
+    def position(self, state: PartitionState) -> int:
+        """The next offset that this partition will hand out; -1 when it is not known yet."""
+        run = self._run
+        if run is not None and run.state is state and run.is_current:
+            return run.position
+        return state.position
+
+    def interrupted(self) -> None:
+        """A call ended half-way: what was fetched ahead is dropped, positions stay."""
+        run, self._run = self._run, None
+        if run is not None and run.is_current:
+            run.state.position = run.stop()
+        self._core.restart()
+
+    def records(self, limit: int, deadline: Deadline) -> list[Record]:
+        """Up to so many records; none at the deadline."""
+        records: list[Record] = []
+
+        def take(state: PartitionState, left: int) -> tuple[int, int]:
+            run = self._decoder.run(state, left)
+            records.extend(run.records)
+            return len(run), run.stop()
+
+        self._collect(limit, deadline, take)
+        return records
+
+    def rows(self, limit: int | None, bytes_max: int, deadline: Deadline) -> list[pa.RecordBatch]:
+        """Up to so many rows, or what is there up to about so many stored bytes."""
+        batches: list[pa.RecordBatch] = []
+        space = bytes_max
+
+        def take(state: PartitionState, left: int) -> tuple[int, int]:
+            nonlocal space
+            space -= state.buffer[0].header.batch_bytes
+            rows, position = take_rows(state, None if limit is None else left)
+            batches.append(rows)
+            return (rows.num_rows if space > 0 or not rows.num_rows else left), position
+
+        self._collect(_NO_LIMIT if limit is None else limit, deadline, take)
+        return batches
+
+    def next_batch(self, deadline: Deadline | None) -> TakenBatch | None:
+        """Wait for one stored batch with rows; None when all was read, or at the deadline."""
+        taken: list[TakenBatch] = []
+
+        def take(state: PartitionState, left: int) -> tuple[int, int]:
+            stored_bytes = state.buffer[0].header.batch_bytes
+            rows, position = take_rows(state, None)
+            if not rows.num_rows:
+                return 0, position
+            taken.append(TakenBatch(state.name, rows, stored_bytes))
+            return left, position
+
+        self._collect(1, deadline, take)
+        return taken[0] if taken else None
+
+    def _collect(self, limit: int, deadline: Deadline | None, take: Take) -> None:
+        """Have `take` called for one partition after the other, until it took enough."""
+        self.stop_run()
+        left = limit
+        before: list[tuple[PartitionState, int]] = []
+        try:
+            while left > 0:
+                is_first = left == limit
+                state = self._driver.wait_ready(deadline) if is_first else self._core.ready()
+                if state is None or not (state.buffer or is_first):
+                    break
+                before.append((state, state.position))
+                taken = self._take_one(state, left, take, is_first=is_first)
+                if taken is None:
+                    break
+                left -= taken
+            self._driver.pump()  # what is wanted next travels while the caller works
+        except RayStreamError:
+            raise
+        except BaseException:
+            for state, position in reversed(before):
+                state.position = position
+            raise
+
+    def _take_one(
+        self, state: PartitionState, left: int, take: Take, *, is_first: bool
+    ) -> int | None:
+        """How much was taken; None when an error has to wait for the next call."""
+        if not state.buffer:
+            raise self._core.take_error(state)
+        try:
+            taken, position = take(state, left)
+        except (CorruptRecordError, DeserializationError):
+            if not is_first:
+                return None
+            self._core.pass_turn(state)
+            raise
+        self._core.advance(state, position)
+        return taken

@@ -1,0 +1,117 @@
+"""Every "where to start" and "where to end" that a user may type, made into offsets.
+
+Owns: `"earliest" | "latest" | int | datetime | {partition: …}`. Refuses: positions.
+
+A time means the first record that is not older; where there is none, the end. As in Python, a
+`datetime` without a time zone is local time.
+"""
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+
+from ray_stream.client.calls import Deadline
+from ray_stream.client.lookups import Lookups
+from ray_stream.errors import InvalidArgumentError
+from ray_stream.rpc.messages import EARLIEST, LATEST
+from ray_stream.types import StartPosition, TopicPartition
+
+_NAMED = {"earliest": EARLIEST, "latest": LATEST}
+_VALID = '"earliest", "latest", an offset, a datetime, or a dict of these by partition'
+
+Place = int | datetime
+"""An offset, `EARLIEST`, `LATEST`, or a time."""
+
+
+def places(
+    where: StartPosition | str, partitions: Iterable[TopicPartition], what: str
+) -> dict[TopicPartition, Place]:
+    """What a user typed, for each partition that it names.
+
+    Args:
+        where: as typed. A dict may name some of the partitions; the others are left out.
+        partitions: those that it may be about.
+        what: the argument's name, for the message.
+
+    Raises:
+        InvalidArgumentError: not one of the forms, or a dict about other partitions.
+    """
+    if not isinstance(where, Mapping):
+        place = _place(where, what)
+        return dict.fromkeys(partitions, place)
+    by_number: dict[object, list[TopicPartition]] = {}
+    for partition in partitions:
+        by_number.setdefault(partition.partition, []).append(partition)
+    chosen: dict[TopicPartition, Place] = {}
+    for number, one in where.items():
+        if number not in by_number:
+            raise InvalidArgumentError(
+                f"{what} names partition {number!r}: {sorted(map(str, by_number))} are valid here"
+            )
+        place = _place(one, what)
+        chosen |= dict.fromkeys(by_number[number], place)
+    return chosen
+
+
+def _place(where: object, what: str) -> Place:
+    if isinstance(where, str) and where in _NAMED:
+        return _NAMED[where]
+    if isinstance(where, datetime):
+        return where
+    if isinstance(where, bool) or not isinstance(where, int):
+        raise InvalidArgumentError(f"{what}={where!r}: {_VALID} is valid")
+    if where < 0:
+        raise InvalidArgumentError(f"{what}={where}: an offset is not negative; {_VALID} is valid")
+    return where
+
+
+def to_ms(moment: object, what: str) -> int:
+    """Milliseconds since the epoch, not below 0; an int is that already.
+
+    Raises:
+        InvalidArgumentError: neither, or negative.
+    """
+    if isinstance(moment, datetime):
+        return max(0, int(moment.timestamp() * 1000))
+    if isinstance(moment, bool) or not isinstance(moment, int) or moment < 0:
+        raise InvalidArgumentError(
+            f"{what}={moment!r}: a datetime or milliseconds since the epoch are valid"
+        )
+    return moment
+
+
+def resolved(
+    wanted: Mapping[TopicPartition, Place],
+    lookups: Lookups,
+    deadline: Deadline,
+    *,
+    isolation_level: str,
+    keep: frozenset[int] = frozenset(),
+) -> dict[TopicPartition, int]:
+    """Offsets for places.
+
+    Args:
+        wanted: as `places` gave it.
+        lookups: whom to ask.
+        deadline: when to give up.
+        isolation_level: decides what "latest" is.
+        keep: `EARLIEST`, `LATEST` or both: left as they are, for the machine to look up.
+
+    Raises:
+        TimeoutExpiredError: a leader did not answer by the deadline.
+    """
+    offsets: dict[TopicPartition, int] = {}
+    ask: dict[TopicPartition, int] = {}
+    times: dict[TopicPartition, int] = {}
+    for partition, place in wanted.items():
+        if isinstance(place, datetime):
+            times[partition] = to_ms(place, "start")
+            ask[partition] = LATEST
+        elif place >= 0 or place in keep:
+            offsets[partition] = place
+        else:
+            ask[partition] = place
+    # The ends first: a record that comes between the two questions is found by the second.
+    offsets |= lookups.offsets(ask, deadline, isolation_level) if ask else {}
+    found = lookups.offsets(times, deadline, isolation_level) if times else {}
+    offsets |= {partition: offset for partition, offset in found.items() if offset >= 0}
+    return {partition: offsets[partition] for partition in wanted}
