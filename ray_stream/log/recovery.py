@@ -140,7 +140,7 @@ class _Recovery:
         self._options = options
         self._checkpoint = checkpoint
         self._now_ms = now_ms
-        self._same_boot = checkpoint.boot_id == boot_id
+        self._same_boot = bool(boot_id) and checkpoint.boot_id == boot_id
         self._boot_id = boot_id
 
     # --- nothing behind the checkpoint -----------------------------------------------------------
