@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from ray_stream.errors import (
     ClosedError,
     FencedLeaderEpochError,
-    InvalidArgumentError,
     OffsetOutOfRangeError,
     RayStreamError,
     StorageError,
@@ -27,25 +26,24 @@ from ray_stream.errors import (
     StorageOfflineError,
     UnknownLeaderEpochError,
 )
+from ray_stream.log import trim
 from ray_stream.log.append import Appended, Staged, Stamps, stage
-from ray_stream.log.checkpoint import Checkpoint, Place, write_checkpoint
+from ray_stream.log.checkpoint import Place
 from ray_stream.log.description import LogDescription, SegmentDescription
-from ray_stream.log.frames import Damage
-from ray_stream.log.layout import create_log, delete_log, write_snapshot
-from ray_stream.log.offline import OfflineMarker, read_marker, write_marker
+from ray_stream.log.layout import create_log, delete_log
+from ray_stream.log.offline import read_marker
 from ray_stream.log.options import LogOptions
-from ray_stream.log.reader import LogReader, ReadResult
+from ray_stream.log.reader import ReadResult
 from ray_stream.log.recovery import (
     Recovered,
     RecoveryReport,
     open_offline,
     recover,
-    replay_producers,
 )
-from ray_stream.log.segment import Segment
+from ray_stream.log.state import LogState
 from ray_stream.log.storage import Buffer, Storage
-from ray_stream.log.sync import SyncJob, SyncState
-from ray_stream.types import NO_OFFSET, NO_TIMESTAMP, Durability
+from ray_stream.log.sync import SyncJob
+from ray_stream.types import NO_OFFSET, Durability
 
 __all__ = ["Appended", "PartitionLog", "ReadResult", "RecoveryReport", "SyncJob", "delete_log"]
 
@@ -57,25 +55,8 @@ class PartitionLog:
         self, storage: Storage, directory: str, options: LogOptions, boot_id: str, found: Recovered
     ) -> None:
         """Use `create` or `open`."""
-        self._storage = storage
-        self._directory = directory
-        self._options = options
-        self._boot_id = boot_id
-        self._segments = found.segments
-        self._left = found.left
-        self._start = found.checkpoint.log_start
-        self._end = found.end
-        self._syncs = SyncState(storage, directory, found.end)
-        self._reader = LogReader(options, found.segments, found.checkpoint.quarantine)
-        self._epochs = found.epochs
-        self._producers = found.producers
-        self._on_disk = found.checkpoint
-        self._offline = found.report.offline
-        self._opened_offline = self._syncs.lost = bool(found.report.offline)
-        self._epoch_needed = found.report.needs_new_epoch
-        self._readable_once = found.end.offset
+        self._log = LogState(storage, directory, options, boot_id, found)
         self._closed = False
-        self._rolled = found.report.segments_scanned > 0
         self.recovery = found.report
         """What opening the log found and did."""
 
@@ -133,39 +114,37 @@ class PartitionLog:
     @property
     def start_offset(self) -> int:
         """The first offset of the log."""
-        return self._start
+        return self._log.start
 
     @property
     def written_end(self) -> int:
         """Behind the last batch that was written."""
-        return self._end.offset
+        return self._log.end.offset
 
     @property
     def synced_end(self) -> int:
         """Everything below is on stable storage."""
-        return self._syncs.place.offset
+        return self._log.syncs.place.offset
 
     @property
     def readable_end(self) -> int:
         """Nobody may see this offset or one behind it. With one replica, the high watermark."""
-        if self._options.durability == Durability.REPLICATED and not self._offline:
-            return self._end.offset
-        return max(self._syncs.place.offset, self._readable_once)
+        return self._log.readable_end
 
     @property
     def leader_epoch(self) -> int:
         """The highest leader epoch that ever began here; -1: none."""
-        return self._epochs.claimed
+        return self._log.epochs.claimed
 
     @property
     def offline(self) -> str:
         """Why nothing can be appended; empty when it can."""
-        return self._offline
+        return self._log.offline
 
     @property
     def options(self) -> LogOptions:
         """The settings in force."""
-        return self._options
+        return self._log.options
 
     def set_options(self, options: LogOptions) -> int:
         """Take new settings.
@@ -174,10 +153,10 @@ class PartitionLog:
             The change may be confirmed once `synced_end` has reached this offset: a topic that
             becomes `fsync` is synced first. What could be read before stays readable meanwhile.
         """
-        self._readable_once = self.readable_end
-        self._options = options
-        self._reader.set_options(options)
-        return self._end.offset if options.durability == Durability.FSYNC else 0
+        self._log.readable_once = self.readable_end
+        self._log.options = options
+        self._log.reader.set_options(options)
+        return self._log.end.offset if options.durability == Durability.FSYNC else 0
 
     # --- leader epochs ---------------------------------------------------------------------------
 
@@ -188,14 +167,14 @@ class PartitionLog:
             FencedLeaderEpochError: the epoch is not above every one before.
             StorageError: it could not be recorded; nothing changed.
         """
-        epochs = self._epochs.copy()
-        epochs.begin(leader_epoch, self._end.offset)
-        before, needed = self._epochs, self._epoch_needed
-        self._epochs, self._epoch_needed = epochs, False
+        epochs = self._log.epochs.copy()
+        epochs.begin(leader_epoch, self._log.end.offset)
+        before, needed = self._log.epochs, self._log.epoch_needed
+        self._log.epochs, self._log.epoch_needed = epochs, False
         try:
-            self._write_checkpoint()
+            self._log.write_checkpoint()
         except StorageError:
-            self._epochs, self._epoch_needed = before, needed
+            self._log.epochs, self._log.epoch_needed = before, needed
             raise
 
     def last_epoch_end(self, epoch: int) -> tuple[int, int]:
@@ -203,15 +182,15 @@ class PartitionLog:
 
         (-1, -1) when no such epoch is known, or `epoch` is above all that began here.
         """
-        return self._epochs.end_of(epoch, self._end.offset)
+        return self._log.epochs.end_of(epoch, self._log.end.offset)
 
     def _refusal(self, leader_epoch: int) -> RayStreamError | None:
         """Why nothing at all may be appended with this leader epoch."""
-        name, current = self._options.name, self._epochs.claimed
+        name, current = self._log.options.name, self._log.epochs.claimed
         if self._closed:
             return ClosedError(f"the log of {name} was closed: open it again")
-        if self._offline:
-            return self._offline_error()
+        if self._log.offline:
+            return self._log.offline_error()
         if leader_epoch > current:
             return UnknownLeaderEpochError(
                 f"leader epoch {leader_epoch} of {name} did not begin here, {current} did last"
@@ -220,7 +199,7 @@ class PartitionLog:
             return FencedLeaderEpochError(
                 f"leader epoch {leader_epoch} of {name} is over, {current} is the last one"
             )
-        if self._epoch_needed:
+        if self._log.epoch_needed:
             return FencedLeaderEpochError(
                 f"bytes of {name} were lost or cut off in leader epoch {current}: begin a new one "
                 "before appending"
@@ -256,31 +235,33 @@ class PartitionLog:
         refusal = self._refusal(leader_epoch)
         if refusal is not None:
             return [refusal] * len(batches)
-        stamps = Stamps(self._end.offset, leader_epoch, now_ms, self._syncs.place.offset)
-        draft = self._producers.draft(now_ms=now_ms, expiry_ms=self._options.producer_expiry_ms)
-        results, staged = stage(batches, self._options, draft, stamps, produced=produced)
+        stamps = Stamps(self._log.end.offset, leader_epoch, now_ms, self._log.syncs.place.offset)
+        draft = self._log.producers.draft(
+            now_ms=now_ms, expiry_ms=self._log.options.producer_expiry_ms
+        )
+        results, staged = stage(batches, self._log.options, draft, stamps, produced=produced)
         first = 0
         try:
-            if staged and self._on_disk.clean:
-                self._write_checkpoint()
+            if staged and self._log.on_disk.clean:
+                self._log.write_checkpoint()
             while first < len(staged):
                 first = self._write_some(staged, first, now_ms)
         except StorageFullError as error:
             self._refuse_rest(results, staged[first].number, error)
         except StorageError as error:
-            self._go_offline(f"a write failed: {error}")
-            self._refuse_rest(results, staged[first].number, self._offline_error())
+            self._log.go_offline(f"a write failed: {error}")
+            self._refuse_rest(results, staged[first].number, self._log.offline_error())
         return results
 
     def _write_some(self, staged: list[Staged], first: int, now_ms: int) -> int:
         """Write from `first` on what fits the segment, and return where the rest begins."""
-        active = self._segments[-1]
-        limit = self._options.segment_bytes
+        active = self._log.active
+        limit = self._log.options.segment_bytes
         size = active.size + staged[first].header.batch_bytes
-        too_old = now_ms - active.first_timestamp >= self._options.segment_ms
-        if active.size and (size > limit or too_old):
-            self._roll(now_ms)
-            active = self._segments[-1]
+        age_ms = now_ms - active.first_timestamp
+        if active.size and (size > limit or age_ms >= self._log.options.segment_ms):
+            self._log.roll(now_ms)
+            active = self._log.active
             size = staged[first].header.batch_bytes
         end = first + 1
         while end < len(staged) and size + staged[end].header.batch_bytes <= limit:
@@ -290,18 +271,13 @@ class PartitionLog:
         active.append(
             [buffer for one in group for buffer in one.buffers],
             [one.header for one in group],
-            self._options.index_interval_bytes,
+            self._log.options.index_interval_bytes,
         )
-        self._reader.remember(self._end.offset, active, self._end.position)
+        self._log.reader.remember(self._log.end.offset, active, self._log.end.position)
         for one in group:
-            self._producers.replay(one.header, expiry_ms=self._options.producer_expiry_ms)
-        self._end = Place(group[-1].header.next_offset, active.base_offset, active.size)
+            self._log.producers.replay(one.header, expiry_ms=self._log.options.producer_expiry_ms)
+        self._log.end = Place(group[-1].header.next_offset, active.base_offset, active.size)
         return end
-
-    def _go_offline(self, reason: str) -> None:
-        """Until the log is opened again: the file may not be what we believe it is."""
-        self._readable_once = self.readable_end
-        self._offline = reason
 
     @staticmethod
     def _refuse_rest(
@@ -316,22 +292,8 @@ class PartitionLog:
         Raises:
             StorageError: refused; the log is as before.
         """
-        if self._segments[-1].size:
-            self._roll(None)
-
-    def _roll(self, now_ms: int | None) -> None:
-        """Costs no sync: the next `SyncJob` syncs the old segment and the names first."""
-        if now_ms is not None:
-            self._producers.expire(now_ms=now_ms, expiry_ms=self._options.producer_expiry_ms)
-        old = self._segments[-1]
-        new = Segment(self._storage, self._directory, self._end.offset)
-        write_snapshot(self._storage, new, self._producers)
-        new.create()
-        old.seal(new.base_offset, self._options.index_interval_bytes)
-        self._segments.append(new)
-        self._end = Place(new.base_offset, new.base_offset, 0)
-        self._syncs.rolled(old, self._end)
-        self._rolled = True
+        if self._log.active.size:
+            self._log.roll(None)
 
     # --- sync ------------------------------------------------------------------------------------
 
@@ -340,17 +302,19 @@ class PartitionLog:
 
         None: nothing is to be synced, a round is under way already, or no sync can help.
         """
-        syncs = self._syncs
+        syncs = self._log.syncs
         if syncs.job is not None or syncs.lost or self._closed:
             return None
-        if syncs.place.offset == self._end.offset:
+        if syncs.place.offset == self._log.end.offset:
             return None
-        producers = self._producers.encode(self._end.offset) if self.checkpoint_due else None
-        return syncs.begin(self._segments[-1], self._end, producers)
+        producers = (
+            self._log.producers.encode(self._log.end.offset) if self.checkpoint_due else None
+        )
+        return syncs.begin(self._log.active, self._log.end, producers)
 
     def synced(self, job: SyncJob) -> None:
         """A round has ended well: what it covered is durable."""
-        self._syncs.ended(job)
+        self._log.syncs.ended(job)
 
     def sync_failed(self, job: SyncJob, error: StorageError) -> StorageOfflineError:
         """A round failed: the log is offline from now on, also for whoever opens it next.
@@ -359,26 +323,7 @@ class PartitionLog:
             The error for everyone who waits for this log's syncs.
         """
         del job
-        return self._sync_lost(error)
-
-    def _sync_lost(self, error: StorageError) -> StorageOfflineError:
-        readable = self.readable_end
-        self._offline = f"a sync failed: {error}"
-        self._readable_once = readable
-        self._syncs.lost = True
-        self._syncs.cancel()
-        marker = OfflineMarker(self._offline, self._syncs.place, readable)
-        try:
-            write_marker(self._storage, self._directory, marker)
-        except StorageError as second:
-            self._offline += f" (nor could that be recorded beside the data: {second})"
-        return self._offline_error()
-
-    def _offline_error(self) -> StorageOfflineError:
-        return StorageOfflineError(
-            f"{self._options.name} is offline: {self._offline}; what was durable can be read, "
-            "`ray-stream repair` brings it back"
-        )
+        return self._log.sync_lost(error)
 
     # --- read ------------------------------------------------------------------------------------
 
@@ -396,15 +341,19 @@ class PartitionLog:
                 returned first.
             StorageError: the system refused to read.
         """
-        end_offset = min(end_offset, self._end.offset)
-        if not self._start <= offset <= self._end.offset:
+        end_offset = min(end_offset, self._log.end.offset)
+        if not self._log.start <= offset <= self._log.end.offset:
             raise OffsetOutOfRangeError(
-                self._options.topic, self._options.partition, offset, self._start, self.readable_end
+                self._log.options.topic,
+                self._log.options.partition,
+                offset,
+                self._log.start,
+                self.readable_end,
             )
         if offset >= end_offset:
             return ReadResult((), offset)
-        return self._reader.read(
-            offset, bytes_max=bytes_max, end_offset=end_offset, log_end=self._end.offset
+        return self._log.reader.read(
+            offset, bytes_max=bytes_max, end_offset=end_offset, log_end=self._log.end.offset
         )
 
     def offset_for_timestamp(self, timestamp: int) -> tuple[int, int] | None:
@@ -415,7 +364,7 @@ class PartitionLog:
             batch's greatest time: which record it is, only a decoder can say. Damage that may have
             held such a record is returned in front of the batch. None: there is no such record.
         """
-        found = self._reader.find_timestamp(timestamp, self._start)
+        found = self._log.reader.find_timestamp(timestamp, self._log.start)
         return found if found is not None and found[0] < self.readable_end else None
 
     # --- both ends -------------------------------------------------------------------------------
@@ -427,52 +376,23 @@ class PartitionLog:
             OffsetOutOfRangeError: below the log start.
             StorageOfflineError: the system refused part-way; opening the log again recovers it.
         """
-        if offset >= self._end.offset:
+        if offset >= self._log.end.offset:
             return
-        if offset < self._start:
+        if offset < self._log.start:
             raise OffsetOutOfRangeError(
-                self._options.topic, self._options.partition, offset, self._start, self._end.offset
+                self._log.options.topic,
+                self._log.options.partition,
+                offset,
+                self._log.start,
+                self._log.end.offset,
             )
-        if self._offline:
-            raise self._offline_error()
+        if self._log.offline:
+            raise self._log.offline_error()
         try:
-            self._truncate(offset, now_ms)
+            trim.truncate(self._log, offset, now_ms=now_ms)
         except StorageError as error:
-            self._go_offline(f"a truncation failed: {error}")
-            raise self._offline_error() from error
-
-    def _truncate(self, offset: int, now_ms: int) -> None:
-        """The checkpoint first, then the bytes, then what is derived from them."""
-        target, place = self._place_of(offset)
-        self._syncs.cancel()
-        self._syncs.truncated(place)
-        self._epoch_needed = True
-        self._readable_once = min(self._readable_once, place.offset)
-        self._write_checkpoint()
-        while self._segments[-1] is not target:
-            self._segments.pop().unlink()
-        target.sealed_at = NO_OFFSET
-        self._storage.sync_directory(self._directory)
-        target.writing().truncate(place.position)
-        target.writing().sync()
-        self._end = place
-        target.size = place.position
-        target.rebuild_index(self._options.index_interval_bytes)
-        self._reader.truncated(place.offset)
-        self._epochs.truncate(place.offset)
-        self._producers = replay_producers(
-            self._storage, self._segments, self._on_disk, self._options, now_ms=now_ms
-        )
-        self._write_checkpoint()
-
-    def _place_of(self, offset: int) -> tuple[Segment, Place]:
-        """The segment that holds `offset`, and where the batch around it begins."""
-        segment = next(one for one in reversed(self._segments) if one.base_offset <= offset)
-        found = segment.find(offset, self._options.index_interval_bytes)
-        if found is None:
-            return segment, Place(offset, segment.base_offset, segment.size)
-        base = found.first_offset if isinstance(found, Damage) else found.header.base_offset
-        return segment, Place(base, segment.base_offset, found.position)
+            self._log.go_offline(f"a truncation failed: {error}")
+            raise self._log.offline_error() from error
 
     def advance_start(self, offset: int) -> tuple[int, ...]:
         """Raise the log start; durable when this returns. The files stay until `unlink_left`.
@@ -487,44 +407,26 @@ class PartitionLog:
             InvalidArgumentError: above the synced end.
             StorageError: it could not be recorded; nothing changed.
         """
-        if offset > self._syncs.place.offset:
-            raise InvalidArgumentError(
-                f"the start of {self._options.name} cannot become {offset}: only what is below "
-                f"{self._syncs.place.offset} was synced"
-            )
-        if offset > self._start:
-            before, self._start = self._start, offset
-            try:
-                if offset == self._end.offset and self._segments[-1].size:
-                    self._roll(None)
-                self._write_checkpoint()
-            except StorageError:
-                self._start = before
-                raise
-            self._epochs.advance(offset)
-            while (
-                self._segments[0].sealed_at != NO_OFFSET and self._segments[0].sealed_at <= offset
-            ):
-                self._left.append(self._segments.pop(0))
+        trim.advance_start(self._log, offset)
         return self.left
 
     @property
     def left(self) -> tuple[int, ...]:
         """Base offsets of the segments below the log start whose files are still there."""
-        return tuple(segment.base_offset for segment in self._left)
+        return tuple(segment.base_offset for segment in self._log.left)
 
     def unlink_left(self, base_offsets: Sequence[int]) -> None:
         """Remove files of segments that `advance_start` reported, when no reader has them open."""
-        for segment in [one for one in self._left if one.base_offset in base_offsets]:
+        for segment in [one for one in self._log.left if one.base_offset in base_offsets]:
             segment.unlink()
-            self._left.remove(segment)
+            self._log.left.remove(segment)
 
     # --- checkpoint and close --------------------------------------------------------------------
 
     @property
     def checkpoint_due(self) -> bool:
         """Whether a `checkpoint` has more to record than a few batches."""
-        return self._rolled or self._reader.damage_found
+        return self._log.checkpoint_due
 
     def checkpoint(self) -> None:
         """Record the durable place, so that the next opening begins there; a few syncs.
@@ -535,48 +437,11 @@ class PartitionLog:
         Raises:
             StorageError: refused; the old checkpoint holds.
         """
-        self._segments[-1].index.flush()
-        self._write_checkpoint()
-        self._rolled = self._reader.damage_found = False
-        if self._syncs.place == self._end:
-            self._segments[-1].close()
-
-    def _write_checkpoint(self, *, clean: bool = False) -> None:
-        durable = self._syncs.place
-        segment = next((one for one in self._segments if one.base_offset == durable.segment), None)
-        producers_at, producers = self._durable_producers(durable)
-        checkpoint = Checkpoint(
-            log_start=self._start,
-            durable=durable,
-            generation=segment.generation if segment else 0,
-            first_timestamp=segment.first_timestamp if segment else NO_TIMESTAMP,
-            max_timestamp=segment.max_timestamp if segment else NO_TIMESTAMP,
-            leader_epoch=self._epochs.claimed,
-            epochs=self._epochs.entries,
-            quarantine=self._reader.quarantine,
-            boot_id=self._boot_id,
-            clean=clean,
-            epoch_needed=self._epoch_needed,
-            producers_at=producers_at,
-            producers=producers,
-        )
-        write_checkpoint(self._storage, self._directory, checkpoint)
-        self._on_disk = checkpoint
-
-    def _durable_producers(self, durable: Place) -> tuple[Place | None, bytes]:
-        """The newest producer state that holds at or in front of the durable place."""
-        if durable == self._end and not self._opened_offline:
-            return durable, self._producers.encode(durable.offset)
-        captured, old = self._syncs.captured, self._on_disk
-        if captured is not None:
-            return captured
-        at = old.producers_at
-        if at is not None and at.offset <= durable.offset and at.segment >= self._start_segment():
-            return at, old.producers
-        return None, b""
-
-    def _start_segment(self) -> int:
-        return self._segments[0].base_offset
+        self._log.active.index.flush()
+        self._log.write_checkpoint()
+        self._log.rolled = self._log.reader.damage_found = False
+        if self._log.syncs.place == self._log.end:
+            self._log.active.close()
 
     def close(self) -> None:
         """Sync, mark the log as closed in order, and give everything back.
@@ -590,40 +455,40 @@ class PartitionLog:
         if self._closed:
             return
         try:
-            if self._offline:
+            if self._log.offline:
                 return
             try:
-                self._syncs.sync_now(self._segments[-1], self._end)
+                self._log.syncs.sync_now(self._log.active, self._log.end)
             except StorageError as error:
-                raise self._sync_lost(error) from error
-            self._segments[-1].index.flush()
-            self._write_checkpoint(clean=True)
+                raise self._log.sync_lost(error) from error
+            self._log.active.index.flush()
+            self._log.write_checkpoint(clean=True)
         finally:
             self._closed = True
-            self._syncs.cancel()
-            self._syncs.close()
-            self._segments[-1].close()
+            self._log.syncs.cancel()
+            self._log.syncs.close()
+            self._log.active.close()
 
     def describe(self) -> LogDescription:
         """What there is, for `status`, retention and local readers."""
-        interval = self._options.index_interval_bytes
+        interval = self._log.options.index_interval_bytes
         return LogDescription(
-            start_offset=self._start,
-            written_end=self._end.offset,
-            synced_end=self._syncs.place.offset,
+            start_offset=self._log.start,
+            written_end=self._log.end.offset,
+            synced_end=self._log.syncs.place.offset,
             readable_end=self.readable_end,
-            leader_epoch=self._epochs.claimed,
-            producers=len(self._producers),
+            leader_epoch=self._log.epochs.claimed,
+            producers=len(self._log.producers),
             segments=tuple(
                 SegmentDescription(
                     one.base_offset,
                     one.generation,
-                    one.sealed_at if one.sealed_at != NO_OFFSET else self._end.offset,
+                    one.sealed_at if one.sealed_at != NO_OFFSET else self._log.end.offset,
                     one.size,
                     one.greatest_time(interval),
                 )
-                for one in self._segments
+                for one in self._log.segments
             ),
-            quarantined=self._reader.quarantine,
-            offline=self._offline,
+            quarantined=self._log.reader.quarantine,
+            offline=self._log.offline,
         )

@@ -1,0 +1,179 @@
+"""What an open log knows, and the few steps that every operation on it shares.
+
+Owns: one log's ends, segments, epochs and producers in memory; the checkpoint written from them;
+the ways offline. Refuses: the rules of appending, reading, cutting (`partition_log`, `trim`).
+"""
+
+from ray_stream.errors import StorageError, StorageOfflineError
+from ray_stream.log.checkpoint import Checkpoint, Place, write_checkpoint
+from ray_stream.log.layout import split_left, write_snapshot
+from ray_stream.log.offline import OfflineMarker, write_marker
+from ray_stream.log.options import LogOptions
+from ray_stream.log.reader import LogReader
+from ray_stream.log.recovery import Recovered
+from ray_stream.log.segment import Segment
+from ray_stream.log.storage import Storage
+from ray_stream.log.sync import SyncState
+from ray_stream.types import NO_TIMESTAMP, Durability
+
+
+class LogState:
+    """One open log, as `partition_log` and `trim` work on it."""
+
+    __slots__ = (
+        "_boot_id",
+        "_opened_offline",
+        "directory",
+        "end",
+        "epoch_needed",
+        "epochs",
+        "left",
+        "offline",
+        "on_disk",
+        "options",
+        "producers",
+        "readable_once",
+        "reader",
+        "rolled",
+        "segments",
+        "start",
+        "storage",
+        "syncs",
+    )
+
+    def __init__(
+        self, storage: Storage, directory: str, options: LogOptions, boot_id: str, found: Recovered
+    ) -> None:
+        """Args: found: what opening the log gave."""
+        self._boot_id = boot_id
+        self._opened_offline = bool(found.report.offline)
+        self.storage = storage
+        self.directory = directory
+        self.options = options
+        self.segments = found.segments
+        """Oldest first; the last one is written to."""
+        self.left = found.left
+        """Segments below the log start whose files are still there."""
+        self.start = found.checkpoint.log_start
+        self.end = found.end
+        """Behind the last batch that was written."""
+        self.syncs = SyncState(storage, directory, found.end)
+        self.syncs.lost = self._opened_offline
+        self.reader = LogReader(options, found.segments, found.checkpoint.quarantine)
+        self.epochs = found.epochs
+        self.producers = found.producers
+        self.on_disk = found.checkpoint
+        """The checkpoint as it was written last."""
+        self.offline = found.report.offline
+        """Why nothing can be appended; empty when it can."""
+        self.epoch_needed = found.report.needs_new_epoch
+        """Something was cut off or lost: a new leader epoch must begin before the next append."""
+        self.readable_once = found.end.offset
+        """What was readable stays so, whatever becomes of the settings or of the log."""
+        self.rolled = found.report.segments_scanned > 0
+        """Whether the checkpoint on the disk is a segment or more behind."""
+
+    @property
+    def active(self) -> Segment:
+        """The segment that is written to."""
+        return self.segments[-1]
+
+    @property
+    def readable_end(self) -> int:
+        """As `PartitionLog.readable_end`."""
+        if self.options.durability == Durability.REPLICATED and not self.offline:
+            return self.end.offset
+        return max(self.syncs.place.offset, self.readable_once)
+
+    @property
+    def checkpoint_due(self) -> bool:
+        """As `PartitionLog.checkpoint_due`."""
+        return self.rolled or self.reader.damage_found
+
+    def roll(self, now_ms: int | None) -> None:
+        """Close the written segment and begin a new one.
+
+        Costs no sync: the next `SyncJob` syncs the old segment and the names first.
+        """
+        if now_ms is not None:
+            self.producers.expire(now_ms=now_ms, expiry_ms=self.options.producer_expiry_ms)
+        old = self.active
+        new = Segment(self.storage, self.directory, self.end.offset)
+        write_snapshot(self.storage, new, self.producers)
+        new.create()
+        old.seal(new.base_offset, self.options.index_interval_bytes)
+        self.segments.append(new)
+        self.end = Place(new.base_offset, new.base_offset, 0)
+        self.syncs.rolled(old, self.end)
+        self.rolled = True
+
+    # --- the checkpoint --------------------------------------------------------------------------
+
+    def write_checkpoint(self, *, clean: bool = False) -> None:
+        """Record what is durable; raises `StorageError`, then the old checkpoint holds."""
+        durable = self.syncs.place
+        segment = next((one for one in self.segments if one.base_offset == durable.segment), None)
+        producers_at, producers = self._durable_producers(durable)
+        checkpoint = Checkpoint(
+            log_start=self.start,
+            durable=durable,
+            generation=segment.generation if segment else 0,
+            first_timestamp=segment.first_timestamp if segment else NO_TIMESTAMP,
+            max_timestamp=segment.max_timestamp if segment else NO_TIMESTAMP,
+            leader_epoch=self.epochs.claimed,
+            epochs=self.epochs.entries,
+            quarantine=self.reader.quarantine,
+            boot_id=self._boot_id,
+            clean=clean,
+            epoch_needed=self.epoch_needed,
+            producers_at=producers_at,
+            producers=producers,
+        )
+        write_checkpoint(self.storage, self.directory, checkpoint)
+        self.on_disk = checkpoint
+
+    def _durable_producers(self, durable: Place) -> tuple[Place | None, bytes]:
+        """The newest producer state at or in front of the durable place that can be gone on from.
+
+        The batches behind it must still be in the log; None falls back to a segment's snapshot.
+        """
+        if durable == self.end and not self._opened_offline:
+            return durable, self.producers.encode(durable.offset)
+        first = split_left(self.segments, self.start)[1][0].base_offset
+        known = [(self.on_disk.producers_at, self.on_disk.producers)]
+        if self.syncs.captured is not None:
+            known.insert(0, self.syncs.captured)
+        for at, producers in known:
+            if at is not None and at.offset <= durable.offset and at.segment >= first:
+                return at, producers
+        return None, b""
+
+    # --- the ways offline ------------------------------------------------------------------------
+
+    def go_offline(self, reason: str) -> StorageOfflineError:
+        """Until the log is opened again: a file may not be what we believe it is."""
+        self.readable_once = self.readable_end
+        self.offline = reason
+        return self.offline_error()
+
+    def sync_lost(self, error: StorageError) -> StorageOfflineError:
+        """Until it is repaired: what is behind the durable place may look good and be gone."""
+        readable = self.readable_end
+        offline = self.go_offline(f"a sync failed: {error}")
+        self.syncs.lost = True
+        self.syncs.cancel()
+        marker = OfflineMarker(self.offline, self.syncs.place, readable)
+        try:
+            write_marker(self.storage, self.directory, marker)
+        except StorageError as second:
+            # The disk refuses everything. Should this process die too, recovery drops the cache
+            # before it believes anything, so the lost bytes are noticed all the same.
+            return self.go_offline(f"{self.offline} (nor could that be recorded: {second})")
+        return offline
+
+    def offline_error(self) -> StorageOfflineError:
+        """For everyone who wants to append."""
+        return StorageOfflineError(
+            f"{self.options.name} is offline: {self.offline}; what was durable can be read, "
+            "`ray-stream repair` brings it back"
+        )
