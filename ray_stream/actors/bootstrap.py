@@ -26,6 +26,7 @@ from ray_stream.actors.settings import ClusterSpec, Seat, packed
 from ray_stream.errors import (
     ClusterNotFoundError,
     DataDirError,
+    DataDirInUseError,
     InconsistentClusterIdError,
     RayStreamError,
     TimeoutExpiredError,
@@ -44,7 +45,7 @@ def find_cluster(name: str) -> tuple[ClusterSpec, Seat] | None:
 
 def controller_lives(name: str) -> bool:
     """Whether a controller answers now."""
-    actor = spawning.find(spawning.controller_name(name))
+    actor: Any = spawning.find(spawning.controller_name(name))
     if actor is None:
         return False
     try:
@@ -90,6 +91,7 @@ def _broker(spec: ClusterSpec, node_id: str) -> Any:
 def _choose_seat(
     spec: ClusterSpec, brokers: dict[str, Any], near_node: str, deadline: float
 ) -> tuple[Seat, bool, list[int]]:
+    in_use_at = time.monotonic() + spec.config.lock_timeout_ms / 1000
     while True:
         surveys = _surveys(brokers, deadline)
         cluster_id = _one_cluster(surveys)
@@ -106,8 +108,7 @@ def _choose_seat(
                         directory=found.path,
                     )
                     return seat, False, epochs
-        if time.monotonic() > deadline:
-            raise DataDirError(_missing_metadata(spec, surveys))
+        _give_up_in_time(spec, surveys, in_use_at, deadline)
         time.sleep(POLL_S)
 
 
@@ -149,20 +150,26 @@ def _make_cluster(
     return seat, True, []
 
 
-def _missing_metadata(spec: ClusterSpec, surveys: dict[str, Survey]) -> str:
+def _give_up_in_time(
+    spec: ClusterSpec, surveys: dict[str, Survey], in_use_at: float, deadline: float
+) -> None:
+    """Raise when the metadata log was waited for long enough."""
     found = [one for survey in surveys.values() for one in survey.directories]
-    names = ", ".join(sorted({one.metadata_directory for one in found}))
-    held = [one.path for one in found if one.has_metadata]
-    if held:
-        return (
-            f"the metadata log of cluster {spec.name!r} in {held[0]} is locked by another process: "
-            "stop that one first (ray-stream stop), or give this cluster another data_dir"
+    now = time.monotonic()
+    for one in found:
+        if one.has_metadata and now > in_use_at:
+            raise DataDirInUseError(
+                f"{one.path} is in use by {one.holder or 'another process'}: stop that cluster "
+                "first (`ray-stream stop`), attach to it with its address, or give this one "
+                "another data_dir"
+            )
+    if now > deadline:
+        names = ", ".join(sorted({one.metadata_directory_id for one in found}))
+        raise DataDirError(
+            f"cluster {spec.name!r} has data here, but the directory {names} with its metadata log "
+            f"is on none of the nodes {', '.join(surveys)}: bring that node or disk back; nothing "
+            "is made in its place"
         )
-    return (
-        f"cluster {spec.name!r} has data here, but the directory {names} with its metadata log is "
-        f"on none of the nodes {', '.join(surveys)}: bring that node or disk back; nothing is "
-        "made in its place"
-    )
 
 
 def stop_cluster(name: str) -> list[str]:
@@ -171,18 +178,25 @@ def stop_cluster(name: str) -> list[str]:
     ended = []
     names = spawning.living_actors(name)
     # The controller first: it would start the others again. Brokers close their hosts' logs.
-    order = [f"{name}/controller", f"{name}/broker/", f"{name}/host/"]
-    for prefix in order:
-        actors = {one: spawning.find(one) for one in names if one.startswith(prefix)}
-        stops = {one: actor.stop.remote() for one, actor in actors.items() if actor is not None}
-        deadline = time.monotonic() + STOP_S
-        for one, reference in stops.items():
-            # Whatever does not end in time is ended hard: recovery takes it from there.
-            with contextlib.suppress(RayError, RayStreamError):
-                _result(reference, deadline, f"stopping {one}")
-            ray.kill(actors[one])
-            ended.append(one)
+    for prefix in (f"{name}/controller", f"{name}/broker/", f"{name}/host/"):
+        ended += _stop_all([one for one in names if one.startswith(prefix)])
     return ended
+
+
+def _stop_all(names: list[str]) -> list[str]:
+    actors: dict[str, Any] = {}
+    for name in names:
+        actor: Any = spawning.find(name)
+        if actor is not None:
+            actors[name] = actor
+    stops = {name: actor.stop.remote() for name, actor in actors.items()}
+    deadline = time.monotonic() + STOP_S
+    for name, reference in stops.items():
+        # Whatever does not end in time is ended hard: recovery takes it from there.
+        with contextlib.suppress(RayError, RayStreamError):
+            _result(reference, deadline, f"stopping {name}")
+        ray.kill(actors[name])
+    return list(actors)
 
 
 def _result(reference: Any, deadline: float, what: str) -> Any:

@@ -14,14 +14,16 @@ import logging
 import os
 import uuid
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import ray
 
-from ray_stream.actors import spawning
+from ray_stream.actors import registry, spawning
 from ray_stream.actors.boot import data_root, host_id
 from ray_stream.actors.directories import BrokerDirectories
+from ray_stream.actors.holders import this_process
 from ray_stream.actors.hosts import NodeHosts
 from ray_stream.actors.peers import ask
 from ray_stream.actors.revival import revive_controller
@@ -59,6 +61,8 @@ LOG = logging.getLogger(__name__)
 PAUSE_S = 0.1
 WATCH_MS = 1_000
 SHARED_ACTORS_MIN = 2
+FIRST_BROKER = 0
+NEVER = -1
 NOTHING = BrokerAssignment(-1, -1, [], [], [], [])
 
 
@@ -72,12 +76,15 @@ class BrokerActor:
         self._clock = SystemClock()
         self._incarnation = uuid.uuid4().hex[:12]
         root = data_root(self._spec.data_dir, self._spec.name)
-        self._directories = BrokerDirectories(root, host_id())
+        address = ray.get_runtime_context().gcs_address
+        holder = this_process(spawning.broker_name(self._spec.name, node_id), address)
+        self._directories = BrokerDirectories(root, host_id(), holder)
         self._hosts = NodeHosts(self._spec.name, node_id, self._spec.config, self._host_is_down)
         self._machine = hosting.BrokerMachine(
             spawning.host_name(self._spec.name, node_id, ""), self._incarnation
         )
-        self._broker_id = -1
+        self._cluster_id = ""
+        self._broker_id = NEVER
         self._broker_epoch = -1
         self._controller: Any = None
         self._progress = asyncio.Event()
@@ -89,13 +96,13 @@ class BrokerActor:
     @ray.method
     async def survey(self) -> bytes:
         """Which directories this node sees, as a packed `Survey`; takes the locks that are free."""
-        return packed(await asyncio.to_thread(self._directories.survey))
+        return packed(await asyncio.to_thread(self._directories.survey, take_locks=True))
 
     @ray.method
-    async def make_first_directory(self, cluster_id: str, directory_id: str, broker_id: int) -> str:
-        """Make the directory of a new cluster's metadata log; returns its path."""
+    async def make_first_directory(self, cluster_id: str, directory_id: str) -> str:
+        """Make the directory of a new cluster's metadata log, broker 0's; returns its path."""
         return await asyncio.to_thread(
-            self._directories.make, cluster_id, directory_id, broker_id, directory_id
+            self._directories.make, cluster_id, directory_id, FIRST_BROKER, directory_id
         )
 
     @ray.method
@@ -174,9 +181,7 @@ class BrokerActor:
                 known_version = assignment.version
                 self._take(assignment)
             wants_lock = assignment.make or assignment.acquire
-            if wants_lock and await asyncio.to_thread(
-                self._directories.acquire, assignment.make, assignment.acquire
-            ):
+            if wants_lock and await asyncio.to_thread(self._acquire, assignment):
                 await self._register()
                 known_version = -1
 
@@ -190,7 +195,9 @@ class BrokerActor:
         return actor
 
     async def _register(self) -> None:
-        survey = await asyncio.to_thread(self._directories.survey)
+        survey = await asyncio.to_thread(
+            self._directories.survey, take_locks=self._broker_id == NEVER
+        )
         maximum = self._spec.config.partition_actors_max
         registered: BrokerRegistered = await ask(
             self._controller,
@@ -204,6 +211,7 @@ class BrokerActor:
             ),
             self._spec.config.start_timeout_ms,
         )
+        self._cluster_id = registered.cluster_id
         self._broker_id = registered.broker_id
         self._broker_epoch = registered.broker_epoch
         for directory_id, reason in registered.refused:
@@ -211,6 +219,13 @@ class BrokerActor:
         await asyncio.to_thread(self._directories.accept, registered)
         for effect in self._machine.reports():
             self._perform(effect)
+
+    def _acquire(self, assignment: BrokerAssignment) -> bool:
+        seat = registry.read_seat(self._spec.name)
+        metadata_directory_id = Path(seat.directory).name if seat is not None else ""
+        return self._directories.acquire(
+            assignment.make, assignment.acquire, self._cluster_id, metadata_directory_id
+        )
 
     def _take(self, assignment: BrokerAssignment) -> None:
         ready = self._directories.held()

@@ -89,7 +89,8 @@ class ControllerHost:
     @property
     def machine(self) -> MetadataMachine:
         """The mind; only its queries are for others."""
-        return self._journal.machine
+        machine: MetadataMachine = self._journal.machine
+        return machine
 
     # --- clients
     # -----------------------------------------------------------------------------------
@@ -216,10 +217,9 @@ class ControllerHost:
 
     def next_deadline_ms(self) -> int | None:
         """When `on_time` has something to do."""
-        return min(
-            (one.deadline_ms for one in (*self._watchers, *self._unready)),
-            default=None,
-        )
+        deadlines = [one.deadline_ms for one in self._watchers]
+        deadlines += [one.deadline_ms for one in self._unready]
+        return min(deadlines, default=None)
 
     # --- waiting
     # -----------------------------------------------------------------------------------

@@ -12,12 +12,15 @@ import ray
 
 from ray_stream.actors.boot import boot_id
 from ray_stream.actors.door import Door
+from ray_stream.actors.holders import end_orphan, in_use, this_process
 from ray_stream.actors.loop import HostLoop
 from ray_stream.actors.partition_control import PartitionControl
 from ray_stream.actors.partition_host import PartitionHost
 from ray_stream.actors.settings import HostSettings
 from ray_stream.clock import SystemClock
-from ray_stream.log.storage import DiskStorage
+from ray_stream.log import locks
+from ray_stream.log.directory import partition_name
+from ray_stream.log.storage import DiskStorage, Lock, Storage
 from ray_stream.rpc.hosting import (
     AlterPartitions,
     DescribeHost,
@@ -60,6 +63,8 @@ class PartitionActor:
         """Args: settings: a packed `HostSettings`."""
         self._settings = msgspec.json.decode(settings, type=HostSettings)
         self._clock = SystemClock()
+        address = ray.get_runtime_context().gcs_address
+        self._holder = this_process(self._settings.host, address)
         self._loop = HostLoop("partitions", self._clock)
         self._host = PartitionHost(self._clock, self._loop.sync)
         self._control = PartitionControl(
@@ -68,6 +73,7 @@ class PartitionActor:
             self._clock,
             boot_id=boot_id(),
             interval_ms=self._settings.config.checkpoint_interval_ms,
+            locking=self._lock,
         )
         self._door = Door(
             self._loop,
@@ -108,6 +114,19 @@ class PartitionActor:
     async def stop(self) -> None:
         """Close every log cleanly; the process is ended by the caller."""
         await asyncio.to_thread(self._loop.stop, self._control.close)
+
+    def _lock(self, storage: Storage, root: str, topic_id: str, partition: int) -> Lock:
+        """Take a partition's lock; a holder whose Ray is gone is ended, and this is tried again."""
+        name = partition_name(topic_id, partition)
+        lock = locks.try_lock(storage, root, locks.partition_position(topic_id, partition))
+        note = locks.holder_path(root, name)
+        if lock is None:
+            holder = locks.read_holder(storage, note)
+            end_orphan(holder)
+            raise in_use(f"{root}/{name}", holder)
+        if storage.exists(f"{root}/{name}"):
+            locks.write_holder(storage, note, self._holder)
+        return lock
 
     def _describe(self, request: DescribeHost, reply: Reply[HostDescribed]) -> None:
         del request

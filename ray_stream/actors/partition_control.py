@@ -4,12 +4,14 @@ Owns: the order in which a partition comes up and goes down (`rpc.hosting`), its
 checkpoint is due. Refuses: requests of clients (`PartitionHost`), deciding what to serve.
 """
 
+from typing import Protocol
+
 from ray_stream.actors.partition_host import Hosted, PartitionHost, log_options
 from ray_stream.clock import Clock
-from ray_stream.errors import DataDirInUseError, RayStreamError
-from ray_stream.log import directory, locks
+from ray_stream.errors import RayStreamError
+from ray_stream.log import directory
 from ray_stream.log.partition_log import PartitionLog, delete_log
-from ray_stream.log.storage import Storage
+from ray_stream.log.storage import Lock, Storage
 from ray_stream.metadata.commands import AssignedPartition, PartitionServed
 from ray_stream.rpc.hosting import (
     AlterPartitions,
@@ -23,17 +25,42 @@ from ray_stream.rpc.hosting import (
 from ray_stream.rpc.services import Reply
 
 
+class Locking(Protocol):
+    """Takes the lock of one partition, or raises `DataDirInUseError`."""
+
+    def __call__(self, storage: Storage, root: str, topic_id: str, partition: int) -> Lock:
+        """The lock, held."""
+        ...
+
+
 class PartitionControl:
     """The broker's side of one partition host. Runs on the host's thread."""
 
     def __init__(
-        self, host: PartitionHost, storage: Storage, clock: Clock, *, boot_id: str, interval_ms: int
+        self,
+        host: PartitionHost,
+        storage: Storage,
+        clock: Clock,
+        *,
+        boot_id: str,
+        interval_ms: int,
+        locking: Locking,
     ) -> None:
-        """Args: interval_ms: how often a log that was written to gets a checkpoint."""
+        """Make the control of a host.
+
+        Args:
+            host: what it controls.
+            storage: where the directories are.
+            clock: for checkpoints.
+            boot_id: of the machine's current boot.
+            interval_ms: how often a log that was written to gets a checkpoint.
+            locking: how a partition's lock is taken.
+        """
         self._host = host
         self._storage = storage
         self._clock = clock
         self._boot_id = boot_id
+        self._locking = locking
         self._interval_ms = interval_ms
         self._next_checkpoint_ms = clock.monotonic_ms() + interval_ms
 
@@ -51,13 +78,7 @@ class PartitionControl:
         reply(PartitionsPrepared(results))
 
     def _open(self, spec: AssignedPartition, root: str) -> None:
-        lock = locks.try_lock(
-            self._storage, root, locks.partition_position(spec.topic_id, spec.partition)
-        )
-        if lock is None:
-            raise DataDirInUseError(
-                f"{spec.topic}-{spec.partition} in {root} is still locked by another process"
-            )
+        lock = self._locking(self._storage, root, spec.topic_id, spec.partition)
         try:
             hosted = Hosted(spec, self._open_log(spec, root), lock)
         except BaseException:
@@ -118,8 +139,7 @@ class PartitionControl:
 
         for hosted, spec in changed:
             hosted.spec = spec
-            hosted.log.set_options(log_options(spec))
-            end_offset = hosted.log.written_end if spec.config.durability == "fsync" else 0
+            end_offset = hosted.log.set_options(log_options(spec))
             hosted.altered.append((end_offset, confirm))
             self._host.changed(hosted)
 

@@ -294,7 +294,7 @@ class PartitionHost:
             self._try_fetch(fetch, expired=False)
 
     def _start_sync(self, hosted: Hosted) -> None:
-        if hosted.spec.config.durability != Durability.FSYNC and not hosted.altered:
+        if Durability(hosted.spec.config.durability) is not Durability.FSYNC and not hosted.altered:
             return
         job = hosted.log.sync_job()
         if job is not None:

@@ -24,6 +24,8 @@ from ray_stream.metadata.commands import (
 
 RETRY_MS = 200
 RETRY_OFFLINE_MS = 1_000
+DELETING_SLOT = "0"
+"""Removes files where no partition is left that would need a host."""
 PREPARE_MAX = 256
 """Partitions opened in one go: the first of thousands are served while the last are opened."""
 
@@ -290,7 +292,10 @@ class BrokerMachine:
             for topic_id, partition, directory in event.assignment.delete
             if directory in ready
         }
-        for name in self._wanted:
+        names = [*self._wanted]
+        if self._delete and not names:
+            names = [DELETING_SLOT]
+        for name in names:
             self._slots.setdefault(name, _Slot(name))
 
     def _host_up(self, event: HostUp) -> list[Effect]:
@@ -376,6 +381,9 @@ class BrokerMachine:
 
     def _plan(self, now_ms: int) -> list[Effect]:
         effects: list[Effect] = []
+        if self.version < 0:
+            # Hosts that an earlier broker left are adopted before it is known what they are for.
+            return effects
         for slot in self._slots.values():
             effect = self._next_for(slot, now_ms)
             if effect is not None:

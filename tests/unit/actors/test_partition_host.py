@@ -1,0 +1,303 @@
+"""One host's promises: answers only what is durable, refuses stale epochs, wakes what waits."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from ray_stream import errors
+from ray_stream.actors.partition_control import PartitionControl
+from ray_stream.actors.partition_host import PartitionHost
+from ray_stream.config import TopicConfig
+from ray_stream.log import directory, locks
+from ray_stream.log.partition_log import SyncJob
+from ray_stream.log.storage import DiskStorage, Lock, Storage
+from ray_stream.metadata.commands import AssignedPartition
+from ray_stream.records.batch import split_batches
+from ray_stream.records.builder import RecordColumns, build_batch
+from ray_stream.rpc.hosting import (
+    AlterPartitions,
+    LeadPartitions,
+    PreparePartitions,
+    ReleasePartitions,
+)
+from ray_stream.rpc.messages import (
+    EARLIEST,
+    LATEST,
+    FetchPartition,
+    FetchRequest,
+    ListOffsetsPartition,
+    ListOffsetsRequest,
+    ProducePartition,
+    ProduceRequest,
+)
+
+TOPIC = "b" * 32
+
+
+class ManualClock:
+    def __init__(self) -> None:
+        self.ms = 1_000
+
+    def now_ms(self) -> int:
+        return self.ms
+
+    def monotonic_ms(self) -> int:
+        return self.ms
+
+
+class HeldSyncs:
+    """Runs a sync only when the test says so, or fails it."""
+
+    def __init__(self) -> None:
+        self.held: list[tuple[SyncJob, Callable[[errors.StorageError | None], None]]] = []
+
+    def __call__(self, job: SyncJob, done: Callable[[errors.StorageError | None], None]) -> None:
+        self.held.append((job, done))
+
+    def finish(self) -> None:
+        held, self.held = self.held, []
+        for job, done in held:
+            job.run()
+            done(None)
+
+    def fail(self) -> None:
+        held, self.held = self.held, []
+        for _, done in held:
+            done(errors.StorageError("sync failed: Input/output error"))
+
+
+def lock(storage: Storage, root: str, topic_id: str, partition: int) -> Lock:
+    taken = locks.try_lock(storage, root, locks.partition_position(topic_id, partition))
+    if taken is None:
+        raise errors.DataDirInUseError("held")
+    return taken
+
+
+class Rig:
+    def __init__(self, root: Path, config: TopicConfig) -> None:
+        self.clock = ManualClock()
+        self.syncs = HeldSyncs()
+        self.storage = DiskStorage()
+        self.root = str(root)
+        self.config = config
+        self.host = PartitionHost(self.clock, self.syncs)
+        self.control = PartitionControl(
+            self.host, self.storage, self.clock, boot_id="boot", interval_ms=1_000, locking=lock
+        )
+
+    def spec(self, config: TopicConfig | None = None, version: int = 0) -> AssignedPartition:
+        return AssignedPartition(
+            TOPIC, "flights", 0, "dir", "0", True, config or self.config, version, 1
+        )
+
+    def prepare(self) -> str:
+        answers: list[Any] = []
+        self.control.prepare(PreparePartitions({"dir": self.root}, [self.spec()]), answers.append)
+        return str(answers[0].results[0][2])
+
+    def lead(self, epoch: int) -> None:
+        answers: list[Any] = []
+        self.control.lead(LeadPartitions([(TOPIC, 0, epoch)]), answers.append)
+        assert answers[0].served[0].offline_reason == ""
+
+    def produce(self, *values: bytes, epoch: int = 0, acks: int = -1) -> list[Any]:
+        answers: list[Any] = []
+        batch = b"".join(
+            build_batch(RecordColumns(value=pa.array(list(values), pa.binary()), base_timestamp=5))
+        )
+        request = ProduceRequest(acks, 1_000, [ProducePartition(TOPIC, 0, epoch)], [batch])
+        self.host.produce(request, answers.append)
+        self.host.end_turn()
+        return answers
+
+    def fetch(
+        self, offset: int, *, wait_ms: int = 0, min_bytes: int = 1, epoch: int = 0
+    ) -> list[Any]:
+        answers: list[Any] = []
+        address = FetchPartition(TOPIC, 0, epoch, offset, 1 << 20)
+        self.host.fetch(FetchRequest(wait_ms, min_bytes, 1 << 20, [address]), answers.append)
+        self.host.end_turn()
+        return answers
+
+    def offset(self, timestamp: int) -> int:
+        answers: list[Any] = []
+        question = ListOffsetsPartition(TOPIC, 0, 0, timestamp)
+        self.host.list_offsets(ListOffsetsRequest([question]), answers.append)
+        return int(answers[0].results[0].offset)
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Rig:
+    made = Rig(tmp_path, TopicConfig())
+    assert made.prepare() == ""
+    made.lead(0)
+    return made
+
+
+def test_an_fsync_topic_is_acknowledged_only_after_its_sync(rig: Rig) -> None:
+    answers = rig.produce(b"a", b"b")
+    assert answers == []
+    rig.syncs.finish()
+    (response,) = answers
+    assert response.results[0].error is None
+    assert response.results[0].base_offset == 0
+    assert response.results[0].durability == "fsync"
+
+
+def test_nothing_unsynced_is_readable(rig: Rig) -> None:
+    rig.produce(b"a")
+    (response,) = rig.fetch(0)
+    assert response.batches == []
+    assert response.results[0].high_watermark == 0
+    rig.syncs.finish()
+    (response,) = rig.fetch(0)
+    assert [header.base_offset for header, _ in split_batches(b"".join(response.batches))] == [0]
+
+
+def test_a_replicated_topic_is_acknowledged_when_written(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, TopicConfig(durability="replicated"))
+    rig.prepare()
+    rig.lead(0)
+    (response,) = rig.produce(b"a")
+    assert response.results[0].durability == "replicated"
+    assert rig.syncs.held == []
+
+
+def test_one_sync_answers_everything_that_was_written_before_it(rig: Rig) -> None:
+    first = rig.produce(b"a")
+    second = rig.produce(b"b")
+    assert len(rig.syncs.held) == 1
+    rig.syncs.finish()
+    assert len(first) == 1
+    assert second == []
+    rig.syncs.finish()
+    assert len(second) == 1
+
+
+def test_acks_none_is_answered_without_a_sync_and_says_so(rig: Rig) -> None:
+    (response,) = rig.produce(b"a", acks=0)
+    assert response.results[0].durability == "none"
+
+
+@pytest.mark.parametrize(
+    ("epoch", "name"), [(0, "FencedLeaderEpochError"), (2, "UnknownLeaderEpochError")]
+)
+def test_a_request_of_another_leader_epoch_is_refused_and_writes_nothing(
+    rig: Rig, epoch: int, name: str
+) -> None:
+    rig.lead(1)
+    (response,) = rig.produce(b"a", epoch=epoch)
+    assert response.results[0].error.name == name
+    (fetched,) = rig.fetch(0, epoch=epoch)
+    assert fetched.results[0].error.name == name
+    assert rig.host.partitions[TOPIC, 0].log.written_end == 0
+
+
+def test_a_waiting_fetch_is_woken_by_the_append(rig: Rig) -> None:
+    waiting = rig.fetch(0, wait_ms=60_000)
+    assert waiting == []
+    rig.produce(b"a")
+    assert waiting == []
+    rig.syncs.finish()
+    assert waiting[0].results[0].buffers == 1
+    assert rig.host.next_deadline_ms() is None
+
+
+def test_a_waiting_fetch_is_answered_empty_at_its_deadline(rig: Rig) -> None:
+    waiting = rig.fetch(0, wait_ms=500)
+    rig.clock.ms += 499
+    rig.host.expire()
+    assert waiting == []
+    rig.clock.ms += 1
+    rig.host.expire()
+    assert waiting[0].results[0].error is None
+    assert waiting[0].batches == []
+
+
+def test_a_fetch_waits_for_the_bytes_it_wants(rig: Rig) -> None:
+    waiting = rig.fetch(0, wait_ms=60_000, min_bytes=500)
+    rig.produce(b"a")
+    rig.syncs.finish()
+    assert waiting == []
+    rig.produce(b"b" * 500)
+    rig.syncs.finish()
+    assert len(waiting) == 1
+
+
+def test_a_failed_sync_is_no_acknowledgement_and_nothing_is_appended_after_it(rig: Rig) -> None:
+    acknowledged = rig.produce(b"a")
+    rig.syncs.finish()
+    assert acknowledged[0].results[0].error is None
+    answers = rig.produce(b"b")
+    rig.syncs.fail()
+    assert answers[0].results[0].error.name == "StorageOfflineError"
+    (after,) = rig.produce(b"c")
+    assert after.results[0].error.name == "StorageOfflineError"
+    (response,) = rig.fetch(0)
+    headers = [header for header, _ in split_batches(b"".join(response.batches))]
+    assert [header.base_offset for header in headers] == [0]
+
+
+def test_offsets_are_those_of_readable_records(rig: Rig) -> None:
+    rig.produce(b"a")
+    assert (rig.offset(EARLIEST), rig.offset(LATEST), rig.offset(5)) == (0, 0, -1)
+    rig.syncs.finish()
+    assert (rig.offset(EARLIEST), rig.offset(LATEST), rig.offset(5), rig.offset(6)) == (0, 1, 0, -1)
+
+
+def test_a_change_to_fsync_is_confirmed_after_the_log_was_synced(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, TopicConfig(durability="replicated"))
+    rig.prepare()
+    rig.lead(0)
+    rig.produce(b"a")
+    answers: list[Any] = []
+    rig.control.alter(AlterPartitions([rig.spec(TopicConfig(), 1)]), answers.append)
+    rig.host.end_turn()
+    assert answers == []
+    rig.syncs.finish()
+    assert answers[0].served[0].config_version == 1
+
+
+def test_a_released_partition_is_reopened_by_another_host_with_its_records(rig: Rig) -> None:
+    rig.produce(b"a")
+    rig.syncs.finish()
+    waiting = rig.fetch(1, wait_ms=60_000)
+    other = Rig(Path(rig.root), rig.config)
+    assert "DataDirInUseError" in other.prepare()
+    answers: list[Any] = []
+    rig.control.release(ReleasePartitions([(TOPIC, 0)], False, {}, []), answers.append)
+    assert waiting[0].results[0].error.name == "NotLeaderOrFollowerError"
+    assert other.prepare() == ""
+    other.lead(1)
+    (response,) = other.fetch(0, epoch=1)
+    assert response.results[0].high_watermark == 1
+
+
+def test_a_deleted_partition_leaves_no_files(rig: Rig) -> None:
+    path = directory.partition_path(rig.root, TOPIC, 0)
+    assert rig.storage.exists(path)
+    answers: list[Any] = []
+    request = ReleasePartitions([(TOPIC, 0)], True, {"dir": rig.root}, [(TOPIC, 0, "dir")])
+    rig.control.release(request, answers.append)
+    assert answers[0].partitions == [(TOPIC, 0)]
+    assert not rig.storage.exists(path)
+
+
+def test_a_log_that_had_a_leader_and_is_missing_is_not_made_anew(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, TopicConfig())
+    spec = rig.spec()
+    lost = AssignedPartition(spec.topic_id, spec.topic, 0, "dir", "0", False, spec.config, 0, 1)
+    answers: list[Any] = []
+    rig.control.prepare(PreparePartitions({"dir": rig.root}, [lost]), answers.append)
+    assert "missing" in answers[0].results[0][2]
+
+
+def test_a_checkpoint_is_written_when_it_is_due(rig: Rig) -> None:
+    rig.produce(b"a")
+    rig.syncs.finish()
+    rig.clock.ms += 1_000
+    rig.control.tick()
+    assert rig.host.partitions[TOPIC, 0].checkpointed_end == 1
