@@ -91,13 +91,14 @@ class Mailbox:
         try:
             if wait_ms <= 0:
                 return self._answers.get_nowait()
-            _warn_in_running_loop()
+            warn_in_running_loop()
             return self._answers.get(timeout=min(wait_ms, _SLICE_MS) / 1000)
         except Empty:
             return None
 
 
-def _warn_in_running_loop() -> None:
+def warn_in_running_loop() -> None:
+    """Warn, once in a process, that the caller is about to stop its event loop."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
