@@ -17,6 +17,8 @@ from ray_stream.log.storage import Storage, read_file, replace_file
 from ray_stream.types import NO_OFFSET
 
 OFFLINE_NAME = "offline"
+EVERYTHING = 2**63 - 1
+"""A marker's readable end, where nobody knows what was acknowledged: keep what can be kept."""
 
 
 class OfflineMarker(NamedTuple):

@@ -28,18 +28,21 @@ from ray_stream.log.checkpoint import (
     write_checkpoint,
 )
 from ray_stream.log.epochs import LeaderEpochs
-from ray_stream.log.frames import Frame
-from ray_stream.log.layout import list_segments, read_snapshot, split_left, write_snapshot
-from ray_stream.log.offline import OfflineMarker, write_marker
+from ray_stream.log.layout import list_segments, split_left, write_snapshot
+from ray_stream.log.mend import (
+    add_segment,
+    bytes_behind,
+    cut_tail,
+    ends_in_damage,
+    replay_producers,
+)
+from ray_stream.log.offline import EVERYTHING, OfflineMarker, write_marker
 from ray_stream.log.options import LogOptions
 from ray_stream.log.producers import Producers
-from ray_stream.log.scan import DamageAt, Scan, scan_tail
+from ray_stream.log.scan import scan_tail
 from ray_stream.log.segment import Segment
 from ray_stream.log.storage import Storage
-from ray_stream.types import NO_OFFSET, NO_TIMESTAMP
-
-EVERYTHING = 2**63 - 1
-"""A marker's readable end, where nobody knows what was acknowledged: keep what can be kept."""
+from ray_stream.types import NO_OFFSET
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,19 +192,18 @@ class _Recovery:
             same_boot=self._same_boot,
             segments_scanned=len(tail),
             bytes_scanned=scan.bytes_scanned,
-            bytes_cut=_bytes_behind(tail, scan.cut),
+            bytes_cut=bytes_behind(tail, scan.cut),
             torn_tail=scan.cut is not None,
             quarantined=tuple(ranges),
             needs_new_epoch=(damaged or self._checkpoint.epoch_needed or not self._same_boot),
         )
         if damaged:
             self._announce(ranges)
-        end = self._cut(kept, tail, scan) if scan.cut else scan.end
+        end = cut_tail(tail, scan.cut) if scan.cut else scan.end
         self._synced(lambda: self._sync(tail, again=scan.cut is not None))
         segments = [*kept, *tail]
-        if not tail or _ends_in_damage(scan, tail[-1]):
-            offset = max(end.offset, scan.witnessed, *(one.next_offset for one in ranges), 0)
-            end = self._new_segment(segments, offset)
+        if not tail or ends_in_damage(scan, tail[-1]):
+            end = add_segment(self._storage, self._directory, segments, scan, ranges, end)
         self._synced(lambda: self._storage.sync_directory(self._directory))
         for segment in segments:
             segment.close()
@@ -243,35 +245,11 @@ class _Recovery:
         )
         write_checkpoint(self._storage, self._directory, self._checkpoint)
 
-    def _cut(self, kept: list[Segment], tail: list[Segment], scan: Scan) -> Place:
-        """Remove the torn tail, newest segments first; the log ends where it began."""
-        assert scan.cut is not None
-        segment, damage = scan.cut
-        while tail and tail[-1].base_offset > segment.base_offset:
-            tail.pop().unlink()
-        if tail:
-            tail[-1].sealed_at = NO_OFFSET
-            tail[-1].writing().truncate(damage.position)
-            tail[-1].size = damage.position
-        else:
-            assert kept, "what was cut off began in some segment"
-            assert damage.position == segment.size, "only what is behind a kept segment is cut"
-        return Place(damage.first_offset, segment.base_offset, damage.position)
-
     def _sync(self, tail: list[Segment], *, again: bool) -> None:
         """Everything kept; in the same boot that was done before the scan."""
         if again or not self._same_boot:
             for segment in tail:
                 segment.writing().sync()
-
-    def _new_segment(self, segments: list[Segment], offset: int) -> Place:
-        """Write on in a new file: behind the last one's end nothing could be found again."""
-        segment = Segment(self._storage, self._directory, offset)
-        segment.create()
-        if segments:
-            segments[-1].sealed_at = offset
-        segments.append(segment)
-        return Place(offset, offset, 0)
 
     def _restore_times(self, segment: Segment) -> None:
         if segment.base_offset == self._checkpoint.durable.segment:
@@ -311,78 +289,3 @@ class _Recovery:
         write_checkpoint(self._storage, self._directory, self._checkpoint)
         if end.position == 0:
             write_snapshot(self._storage, segment, producers)
-
-
-def replay_producers(
-    storage: Storage,
-    segments: list[Segment],
-    checkpoint: Checkpoint,
-    options: LogOptions,
-    *,
-    now_ms: int,
-    epochs: LeaderEpochs | None = None,
-) -> Producers:
-    """Fold the batches behind the last known producer state into it, and index them.
-
-    Args:
-        storage: where the segments are.
-        segments: the log; the last one's `size` says where it ends.
-        checkpoint: where the state begins.
-        options: the log's settings.
-        now_ms: the wall clock, to forget who was silent too long.
-        epochs: learns the leader epochs of the batches too.
-    """
-    producers, begin = _last_known(storage, segments, checkpoint)
-    interval = options.index_interval_bytes
-    for segment in segments:
-        if segment.base_offset < begin.segment:
-            continue
-        at = begin if segment.base_offset == begin.segment else None
-        at = at or Place(segment.base_offset, segment.base_offset, 0)
-        if at.position == segment.size and segment.sealed_at == NO_OFFSET:
-            continue
-        if at.position == 0:
-            segment.max_timestamp = NO_TIMESTAMP
-        for one in segment.replay(segment.from_here(at.position, at.offset), interval):
-            if isinstance(one, Frame):
-                producers.replay(one.header, expiry_ms=options.producer_expiry_ms)
-                if epochs is not None:
-                    epochs.observe(one.header.leader_epoch, one.header.base_offset)
-        if segment.sealed_at != NO_OFFSET:
-            segment.seal(segment.sealed_at, interval)
-    producers.expire(now_ms=now_ms, expiry_ms=options.producer_expiry_ms)
-    return producers
-
-
-def _last_known(
-    storage: Storage, segments: list[Segment], checkpoint: Checkpoint
-) -> tuple[Producers, Place]:
-    """The newest producer state that can be read, and where it stands."""
-    if checkpoint.producers_at is not None:
-        at = checkpoint.producers_at
-        return Producers.decode(checkpoint.producers, at.offset), at
-    for segment in reversed(segments):
-        if segment.base_offset > checkpoint.durable.segment:
-            continue
-        producers = read_snapshot(storage, segment)
-        if producers is not None:
-            return producers, Place(segment.base_offset, segment.base_offset, 0)
-    base = segments[0].base_offset
-    return Producers(), Place(base, base, 0)
-
-
-def _bytes_behind(tail: list[Segment], cut: DamageAt | None) -> int:
-    if cut is None:
-        return 0
-    segment, damage = cut
-    later = sum(one.size for one in tail if one.base_offset > segment.base_offset)
-    return later + max(segment.size - damage.position, 0)
-
-
-def _ends_in_damage(scan: Scan, last: Segment) -> bool:
-    """Whether the last segment ends in bytes behind which nothing could be found again."""
-    corrupt = scan.corrupt
-    if not corrupt:
-        return False
-    segment, damage = corrupt[-1]
-    return segment is last and damage.next_offset == NO_OFFSET

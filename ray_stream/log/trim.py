@@ -11,7 +11,7 @@ from ray_stream.errors import InvalidArgumentError, StorageError
 from ray_stream.log.checkpoint import Place
 from ray_stream.log.frames import Damage
 from ray_stream.log.layout import split_left
-from ray_stream.log.recovery import replay_producers
+from ray_stream.log.mend import replay_producers
 from ray_stream.log.segment import Segment
 from ray_stream.log.state import LogState
 from ray_stream.types import NO_OFFSET
