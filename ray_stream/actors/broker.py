@@ -37,17 +37,21 @@ from ray_stream.errors import (
 )
 from ray_stream.metadata import hosting
 from ray_stream.metadata.commands import (
+    AssignedPartition,
     BrokerAssignment,
     BrokerRegistered,
     ClaimLeadership,
     ConfirmDeleted,
     Done,
     LeadershipGiven,
+    PartitionRepaired,
     RegisterBroker,
     ReportServed,
 )
 from ray_stream.rpc.hosting import (
     AlterPartitions,
+    DescribeHost,
+    HostDescribed,
     LeadPartitions,
     PartitionsLed,
     PartitionsPrepared,
@@ -79,7 +83,13 @@ class BrokerActor:
         address = ray.get_runtime_context().gcs_address
         holder = this_process(spawning.broker_name(self._spec.name, node_id), address)
         self._directories = BrokerDirectories(root, host_id(), holder)
-        self._hosts = NodeHosts(self._spec.name, node_id, self._spec.config, self._host_is_down)
+        self._hosts = NodeHosts(
+            self._spec.name,
+            node_id,
+            self._spec.config,
+            down=lambda host: self._dispatch(hosting.HostDown(host)),
+            failed=lambda host: self._spawn(self._look_into(host)),
+        )
         self._machine = hosting.BrokerMachine(
             spawning.host_name(self._spec.name, node_id, ""), self._incarnation
         )
@@ -137,8 +147,7 @@ class BrokerActor:
         await self._hosts.stop_all()
         await asyncio.to_thread(self._directories.release_all)
 
-    # --- the session with the controller
-    # -----------------------------------------------------------
+    # --- the session with the controller ----------------------------------------------------------
 
     async def _run(self) -> None:
         for name, served in (await self._hosts.find_living()).items():
@@ -180,7 +189,7 @@ class BrokerActor:
                 assignment = answer
                 known_version = assignment.version
                 self._take(assignment)
-            wants_lock = assignment.make or assignment.acquire
+            wants_lock = bool(assignment.make or assignment.acquire)
             if wants_lock and await asyncio.to_thread(self._acquire, assignment):
                 await self._register()
                 known_version = -1
@@ -230,6 +239,9 @@ class BrokerActor:
     def _take(self, assignment: BrokerAssignment) -> None:
         ready = self._directories.held()
         self._dispatch(hosting.Assigned(assignment, ready))
+        repaired = self._directories.repaired(assignment.partitions)
+        if repaired:
+            self._spawn(self._report_repaired(repaired))
         leaving = [one for one in ready if one not in assignment.owned]
         if leaving:
             self._spawn(self._hand_over(leaving))
@@ -245,11 +257,7 @@ class BrokerActor:
             self._progress.clear()
             await self._progress.wait()
 
-    # --- performing what the machine decides
-    # ---------------------------------------------------------
-
-    def _host_is_down(self, host: str) -> None:
-        self._dispatch(hosting.HostDown(host))
+    # --- performing what the machine decides ------------------------------------------------------
 
     def _dispatch(self, event: hosting.Event) -> None:
         for effect in self._machine.step(event, self._clock.monotonic_ms()):
@@ -286,6 +294,22 @@ class BrokerActor:
             self._dispatch(hosting.HostUp(effect.slot, effect.host))
         else:
             self._dispatch(hosting.HostDown(effect.host))
+
+    async def _look_into(self, host: str) -> None:
+        """A log went offline: report what the host serves now."""
+        with contextlib.suppress(OutcomeUnknownError):
+            described: HostDescribed = await self._hosts.ask(host, DescribeHost())
+            await self._report(hosting.Report(host, described.served))
+
+    async def _report_repaired(self, repaired: list[AssignedPartition]) -> None:
+        """Offline partitions whose marker is gone: `ray-stream repair` was here."""
+        for one in repaired:
+            request = PartitionRepaired(
+                self._broker_id, self._broker_epoch, one.topic_id, one.partition
+            )
+            with contextlib.suppress(RayStreamError):
+                # Asked again with the next session while it is not recorded.
+                await self._ask_controller(request)
 
     async def _operate(
         self,

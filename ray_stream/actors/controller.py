@@ -10,6 +10,7 @@ above every one seen, syncs, and only then answers (STORAGE sections 4 and 5).
 import asyncio
 import logging
 import os
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -22,11 +23,14 @@ from ray_stream.actors.broker import BrokerActorClass
 from ray_stream.actors.controller_host import ControllerHost
 from ray_stream.actors.door import Door
 from ray_stream.actors.heartbeat import until_dead
+from ray_stream.actors.holders import this_process, wait_for_lock
 from ray_stream.actors.loop import HostLoop
 from ray_stream.actors.metadata_log import open_metadata
 from ray_stream.actors.settings import ClusterSpec, Seat, packed
 from ray_stream.clock import SystemClock
-from ray_stream.log.storage import DiskStorage
+from ray_stream.log import locks
+from ray_stream.log.directory import METADATA_NAME
+from ray_stream.log.storage import DiskStorage, Lock, Storage
 from ray_stream.metadata.commands import (
     AlterTopic,
     BrokerLost,
@@ -104,14 +108,16 @@ class ControllerActor:
             await asyncio.to_thread(self._loop.stop, self._close)
 
     def _open(self, fresh: bool, directory_epochs: list[int]) -> None:
+        storage = DiskStorage()
+        root = self._seat.directory
         opened = open_metadata(
-            DiskStorage(),
+            storage,
             self._clock,
-            self._seat,
+            root,
+            lambda: self._lock(storage, root),
             boot_id=boot_id(),
             fresh=fresh,
             directory_epochs=directory_epochs,
-            lock_timeout_ms=self._spec.config.lock_timeout_ms,
         )
         self._close = opened.close
         host = ControllerHost(opened.journal, self._clock, self._loop.sync)
@@ -136,8 +142,22 @@ class ControllerActor:
         self._loop.start(host)
         self._host = host
 
-    # --- brokers
-    # -----------------------------------------------------------------------------------
+    # --- brokers ----------------------------------------------------------------------------------
+
+    def _lock(self, storage: Storage, root: str) -> Lock:
+        note = locks.holder_path(root, METADATA_NAME)
+        lock = wait_for_lock(
+            storage,
+            root,
+            locks.METADATA_POSITION,
+            note,
+            timeout_ms=self._spec.config.lock_timeout_ms,
+        )
+        if storage.is_directory(f"{root}/{METADATA_NAME}"):
+            name = spawning.controller_name(self._spec.name)
+            address = ray.get_runtime_context().gcs_address
+            locks.write_holder(storage, note, this_process(name, address))
+        return lock
 
     async def _keep_brokers(self) -> None:
         while True:
@@ -150,8 +170,12 @@ class ControllerActor:
                 if node_id not in self._watched:
                     task = asyncio.create_task(self._keep_broker(node_id))
                     self._watched[node_id] = task
-                    task.add_done_callback(lambda _, node=node_id: self._watched.pop(node, None))
+                    task.add_done_callback(partial(self._unwatch, node_id))
             await asyncio.sleep(self._spec.config.heartbeat_interval_ms / 1000)
+
+    def _unwatch(self, node_id: str, task: asyncio.Task[None]) -> None:
+        del task
+        self._watched.pop(node_id, None)
 
     def _wanted(self, nodes: dict[str, dict[str, Any]]) -> list[str]:
         """Nodes to have a broker: chosen at the start, selected, or in place of a lost one."""

@@ -92,8 +92,7 @@ class ControllerHost:
         machine: MetadataMachine = self._journal.machine
         return machine
 
-    # --- clients
-    # -----------------------------------------------------------------------------------
+    # --- clients ----------------------------------------------------------------------------------
 
     def metadata(self, request: MetadataRequest, reply: Reply[MetadataResponse]) -> None:
         """Describe topics and where their partitions are served."""
@@ -152,8 +151,7 @@ class ControllerHost:
         """Give out a producer id."""
         self._submit(request, reply, reply)
 
-    # --- brokers
-    # -----------------------------------------------------------------------------------
+    # --- brokers ----------------------------------------------------------------------------------
 
     def register_broker(self, request: RegisterBroker, reply: Reply[BrokerRegistered]) -> None:
         """A broker presents itself."""
@@ -194,8 +192,7 @@ class ControllerHost:
         if not self._try_watch(watcher):
             self._watchers.append(watcher)
 
-    # --- turns
-    # -------------------------------------------------------------------------------------
+    # --- turns ------------------------------------------------------------------------------------
 
     def end_turn(self) -> None:
         """Start a sync where one is due; answer what may be answered."""
@@ -221,8 +218,7 @@ class ControllerHost:
         deadlines += [one.deadline_ms for one in self._unready]
         return min(deadlines, default=None)
 
-    # --- waiting
-    # -----------------------------------------------------------------------------------
+    # --- waiting ----------------------------------------------------------------------------------
 
     def _submit(self, command: Command, then: Callable[[Any], None], reply: Reply[Any]) -> None:
         try:

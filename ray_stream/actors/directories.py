@@ -14,8 +14,14 @@ from ray_stream.errors import CorruptMetadataError, DataDirSharedError, RayStrea
 from ray_stream.log import directory, locks
 from ray_stream.log.directory import Identity
 from ray_stream.log.locks import Holder
+from ray_stream.log.offline import read_marker
 from ray_stream.log.storage import DiskStorage, Lock
-from ray_stream.metadata.commands import BrokerRegistered, DirectoryReport, NewDirectory
+from ray_stream.metadata.commands import (
+    AssignedPartition,
+    BrokerRegistered,
+    DirectoryReport,
+    NewDirectory,
+)
 from ray_stream.rpc.messages import ErrorInfo
 
 
@@ -131,6 +137,19 @@ class BrokerDirectories:
                 self._storage, held.path, held.identity, registered.controller_epoch
             )
             directory.finish_deletes(self._storage, held.path)
+
+    def repaired(self, partitions: Sequence[AssignedPartition]) -> list[AssignedPartition]:
+        """Those recorded as offline that have no marker beside their data any more."""
+        return [
+            one
+            for one in partitions
+            if one.offline_reason
+            and (held := self._held.get(one.directory_id)) is not None
+            and read_marker(
+                self._storage, directory.partition_path(held.path, one.topic_id, one.partition)
+            )
+            is None
+        ]
 
     def held(self) -> list[str]:
         """Ids of the directories that are locked here."""

@@ -12,13 +12,19 @@ from typing import Any
 from ray_stream.config import ClusterConfig
 
 
-async def until_dead(actor: Any, config: ClusterConfig, end: Callable[[], None]) -> None:
+async def until_dead(
+    actor: Any,
+    config: ClusterConfig,
+    end: Callable[[], None],
+    pinged: Callable[[Any], None] | None = None,
+) -> None:
     """Return when the actor is dead.
 
     Args:
         actor: a handle with `watch` (never returns) and `ping`.
         config: how often to ping, and how long to wait for the answer.
         end: called once when the actor is silent; it must kill the process.
+        pinged: gets each ping's answer.
     """
     death = asyncio.ensure_future(actor.watch.remote())
     death.add_done_callback(_seen)
@@ -33,6 +39,8 @@ async def until_dead(actor: Any, config: ClusterConfig, end: Callable[[], None])
         if not answered:
             end()
             return
+        if pinged is not None and ping.done() and ping.exception() is None:
+            pinged(ping.result())
         await asyncio.wait([death], timeout=config.heartbeat_interval_ms / 1000)
 
 

@@ -35,13 +35,20 @@ class NodeHosts:
     """Living partition actors of this node by name."""
 
     def __init__(
-        self, cluster: str, node_id: str, config: ClusterConfig, down: Callable[[str], None]
+        self,
+        cluster: str,
+        node_id: str,
+        config: ClusterConfig,
+        *,
+        down: Callable[[str], None],
+        failed: Callable[[str], None],
     ) -> None:
-        """Args: down: called once for each host that was up and is gone."""
+        """Args: down: a host that was up is gone; failed: a log of a host went offline."""
         self._cluster = cluster
         self._node_id = node_id
         self._config = config
         self._down = down
+        self._failed = failed
         self._actors: dict[str, Any] = {}
         self._pids: dict[str, int] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -119,7 +126,15 @@ class NodeHosts:
         self._tasks[host] = asyncio.create_task(self._watch(host, actor))
 
     async def _watch(self, host: str, actor: Any) -> None:
-        await until_dead(actor, self._config, lambda: self._end(host, actor))
+        failures = 0
+
+        def pinged(count: int) -> None:
+            nonlocal failures
+            if count != failures:
+                failures = count
+                self._failed(host)
+
+        await until_dead(actor, self._config, lambda: self._end(host, actor), pinged)
         if self._actors.pop(host, None) is not None:
             self._tasks.pop(host, None)
             self._pids.pop(host, None)

@@ -107,8 +107,8 @@ class PartitionActor:
 
     @ray.method
     async def ping(self) -> int:
-        """A sign of life of the process; the loop's own is `DescribeHost`."""
-        return self._loop.turns
+        """A sign of life; how many logs went offline, so that a change is looked into."""
+        return self._host.failures
 
     @ray.method
     async def stop(self) -> None:

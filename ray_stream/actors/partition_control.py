@@ -8,7 +8,7 @@ from typing import Protocol
 
 from ray_stream.actors.partition_host import Hosted, PartitionHost, log_options
 from ray_stream.clock import Clock
-from ray_stream.errors import RayStreamError
+from ray_stream.errors import RayStreamError, StorageOfflineError
 from ray_stream.log import directory
 from ray_stream.log.partition_log import PartitionLog, delete_log
 from ray_stream.log.storage import Lock, Storage
@@ -84,6 +84,9 @@ class PartitionControl:
         except BaseException:
             lock.release()
             raise
+        if hosted.log.offline:
+            lock.release()
+            raise StorageOfflineError(hosted.log.offline)
         self._host.partitions[spec.topic_id, spec.partition] = hosted
 
     def _open_log(self, spec: AssignedPartition, root: str) -> PartitionLog:
@@ -160,7 +163,9 @@ class PartitionControl:
 
     def served(self) -> list[PartitionServed]:
         """What is led here."""
-        return [_served(one, "") for one in self._host.partitions.values() if one.leading]
+        return [
+            _served(one, one.log.offline) for one in self._host.partitions.values() if one.leading
+        ]
 
     def tick(self) -> None:
         """Write the checkpoints that are due; sync what nobody waits for."""
@@ -194,5 +199,10 @@ class PartitionControl:
 def _served(hosted: Hosted, reason: str) -> PartitionServed:
     spec = hosted.spec
     return PartitionServed(
-        spec.topic_id, spec.partition, hosted.log.leader_epoch, spec.config_version, reason
+        spec.topic_id,
+        spec.partition,
+        hosted.log.leader_epoch,
+        spec.config_version,
+        reason,
+        sync_failed=bool(hosted.log.offline),
     )

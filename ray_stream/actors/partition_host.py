@@ -142,6 +142,8 @@ class PartitionHost:
         self._partitions: dict[PartitionKey, Hosted] = {}
         self._dirty: dict[PartitionKey, Hosted] = {}
         self._fetches: dict[int, _ParkedFetch] = {}
+        self.failures = 0
+        """Logs that went offline here; a change of it tells the broker to look."""
 
     @property
     def partitions(self) -> dict[PartitionKey, Hosted]:
@@ -307,6 +309,7 @@ class PartitionHost:
             hosted.log.synced(job)
         else:
             offline = hosted.log.sync_failed(job, error)
+            self.failures += 1
             waiting, hosted.waiting = hosted.waiting, []
             for one in waiting:
                 one.pending.settle(one.position, _produce_error(_address_of(hosted), offline))

@@ -81,6 +81,11 @@ class Cluster:
         return self._address
 
     @property
+    def embedded(self) -> bool:
+        """Whether this handle started its Ray, so that leaving its block stops everything."""
+        return self._on_exit is not None
+
+    @property
     def clock(self) -> Clock:
         """The clock of this handle's timeouts."""
         return self._clock
@@ -188,7 +193,7 @@ class Cluster:
     ) -> pa.Table:
         """Everything between two positions as one table; the end is fixed when it begins."""
         self._check()
-        return read(self._services, topic, start, end, partitions, max_bytes, clock=self._clock)
+        return read(self._services, self._clock, topic, start, end, partitions, max_bytes)
 
     def read_batches(
         self,
@@ -201,7 +206,7 @@ class Cluster:
         """As `read`, a batch at a time."""
         self._check()
         return read_batches(
-            self._services, topic, start, end, partitions, max_bytes, clock=self._clock
+            self._services, self._clock, topic, start, end, partitions, max_bytes
         )
 
     # --- within ----------------------------------------------------------------------------------
