@@ -1,0 +1,245 @@
+"""`produce` and `consume`: lines in, records out.
+
+Owns: the two text formats, and where a person may start to read. Refuses: options of producers and
+consumers (`config` checks those).
+"""
+
+import base64
+import json
+import os
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import click
+from rich.progress import Progress, TaskID
+
+from ray_stream.cli.options import Target, cluster_options, config_option
+from ray_stream.cli.output import note, progress
+from ray_stream.errors import GroupNotSupportedError
+from ray_stream.types import Record, TopicPartition
+
+if TYPE_CHECKING:
+    from ray_stream.client.consumer import Consumer
+    from ray_stream.cluster.handle import Cluster
+
+POLL_S = 1.0
+LOT = 500
+
+
+@click.command()
+@click.argument("topic_name", metavar="TOPIC")
+@click.option(
+    "--key-separator", metavar="TEXT", help="What stands in front of it is the key of a line."
+)
+@click.option("--partition", type=click.IntRange(min=0), help="Send everything there.")
+@config_option("An option of the producer, such as acks=1 or compression_type=zstd")
+@cluster_options
+def produce(
+    topic_name: str,
+    key_separator: str | None,
+    partition: int | None,
+    config: dict[str, Any],
+    **target: Any,  # noqa: ANN401 - the fields of `Target`
+) -> None:
+    r"""Send each line of standard input as a record, without its line end.
+
+    \b
+    ray-stream produce flights < flights.jsonl
+    printf 'UA:delayed\nAA:landed\n' | ray-stream produce states --key-separator :
+
+    Returns when every record is acknowledged, and says on standard error how many there were.
+    """
+    if key_separator == "":
+        raise click.BadParameter("an empty text separates nothing", param_hint="--key-separator")
+    separator = os.fsencode(key_separator) if key_separator else None
+    sent = 0
+    with (
+        Target(**target).connect() as cluster,
+        cluster.producer(**config) as producer,
+        _reading(sys.stdin.buffer) as (shown, task),
+    ):
+        for key, value, size in _keyed_lines(sys.stdin.buffer, separator):
+            producer.send(topic_name, value, key, partition=partition)
+            sent += 1
+            shown.update(task, advance=size)
+    note(f"{sent} records acknowledged in topic {topic_name!r}")
+
+
+def _keyed_lines(
+    lines: BinaryIO, separator: bytes | None
+) -> Iterator[tuple[bytes | None, bytes, int]]:
+    for number, line in enumerate(lines, start=1):
+        value = line.removesuffix(b"\n")
+        if separator is None:
+            yield None, value, len(line)
+            continue
+        key, found, rest = value.partition(separator)
+        if not found:
+            raise click.ClickException(
+                f"line {number} has no key separator {os.fsdecode(separator)!r}; "
+                "the lines before it were sent"
+            )
+        yield key, rest, len(line)
+
+
+class _reading:  # noqa: N801 - reads as a verb in a `with`
+    """A bar over the bytes of a file; nothing where a person types, or a pipe has no length."""
+
+    def __init__(self, source: BinaryIO) -> None:
+        size = os.fstat(source.fileno()).st_size if _is_real(source) else 0
+        self._progress = progress(shown=size > 0, speed=True)
+        self._task = self._progress.add_task("sending", total=size or None)
+
+    def __enter__(self) -> tuple[Progress, TaskID]:
+        self._progress.start()
+        return self._progress, self._task
+
+    def __exit__(self, *exc: object) -> None:
+        self._progress.stop()
+
+
+def _is_real(source: BinaryIO) -> bool:
+    try:
+        source.fileno()
+    except OSError:
+        return False
+    return not source.isatty()
+
+
+@click.command()
+@click.argument("topic_name", metavar="TOPIC")
+@click.option(
+    "--from", "start", default="latest", show_default=True, metavar="PLACE",
+    help="earliest, latest, an offset, or a time such as 2026-01-31T09:00 (UTC, if no zone).",
+)  # fmt: skip
+@click.option(
+    "--partition", "partitions", type=click.IntRange(min=0), multiple=True,
+    help="Only this partition; may be repeated.",
+)  # fmt: skip
+@click.option("--max", "maximum", type=click.IntRange(min=1), help="End after so many records.")
+@click.option("--until", type=click.Choice(["end"]), help="End where the topic ended at the start.")
+@click.option(
+    "--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True,
+    help="text: the value of a record is a line. json: a record is a JSON object.",
+)  # fmt: skip
+@click.option("--key-separator", metavar="TEXT", help="Print the key and this before the value.")
+@click.option("--group", help="Not served by this version.")
+@config_option("An option of the consumer, such as isolation_level=read_uncommitted")
+@cluster_options
+def consume(
+    topic_name: str,
+    start: str,
+    partitions: tuple[int, ...],
+    maximum: int | None,
+    until: str | None,
+    form: str,
+    key_separator: str | None,
+    group: str | None,
+    config: dict[str, Any],
+    **target: Any,  # noqa: ANN401 - the fields of `Target`
+) -> None:
+    """Print records as they arrive, until Ctrl-C, --max or --until.
+
+    JSON has bytes that are no UTF-8 under key_base64, value_base64.
+    """
+    if group is not None:
+        raise GroupNotSupportedError(
+            f"--group {group}: consumer groups come with a later version; without it, "
+            "consume reads every partition of the topic itself"
+        )
+    place = _place(start)
+    separator = os.fsencode(key_separator) if key_separator else b""
+    options = {"until": until, **config} if until else config
+    with Target(**target).connect() as cluster, _consumer(
+        cluster, topic_name, place, partitions, options
+    ) as consumer:  # fmt: skip
+        left = sys.maxsize if maximum is None else maximum
+        for records in _arriving(consumer, bounded=until is not None):
+            for record in records[:left]:
+                line = _as_json(record) if form == "json" else _as_text(record, separator)
+                sys.stdout.buffer.write(line + b"\n")
+            sys.stdout.buffer.flush()
+            left -= len(records)
+            if left <= 0:
+                break
+
+
+def _arriving(consumer: "Consumer", *, bounded: bool) -> Iterator[list[Record]]:
+    """Records as they come; each lot is shown before the next is waited for."""
+    if not bounded:
+        while True:
+            yield consumer.poll(timeout=POLL_S)
+    lot: list[Record] = []
+    for record in consumer:
+        lot.append(record)
+        if len(lot) == LOT:
+            yield lot
+            lot = []
+    yield lot
+
+
+def _place(text: str) -> Any:  # noqa: ANN401 - a `StartPosition`, by what was typed
+    if text in ("earliest", "latest"):
+        return text
+    if text.isascii() and text.isdigit():
+        return int(text)
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise click.BadParameter(
+            f"{text!r} is neither earliest, latest, an offset, nor a time such as 2026-01-31T09:00",
+            param_hint="--from",
+        ) from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _consumer(
+    cluster: "Cluster",
+    topic: str,
+    place: Any,  # noqa: ANN401 - a `StartPosition`
+    partitions: tuple[int, ...],
+    options: dict[str, Any],
+) -> "Consumer":
+    if isinstance(place, str) and not partitions:
+        return cluster.consumer(topic, **{"auto_offset_reset": place, **options})
+    numbers = partitions or [one.partition for one in cluster.describe_topic(topic).partitions]
+    consumer = cluster.consumer(**options)
+    consumer.assign([TopicPartition(topic, number) for number in numbers], start=place)
+    return consumer
+
+
+def _as_text(record: Record, separator: bytes) -> bytes:
+    value: bytes = record.value or b""
+    return (record.key or b"") + separator + value if separator else value
+
+
+def _as_json(record: Record) -> bytes:
+    headers = [[name, _plain(value)] for name, value in record.headers]
+    content: dict[str, Any] = {
+        "topic": record.topic,
+        "partition": record.partition,
+        "offset": record.offset,
+        "timestamp": record.timestamp,
+        "timestamp_type": int(record.timestamp_type),
+        **_field("key", record.key),
+        **_field("value", record.value),
+    }
+    if headers:
+        content["headers"] = headers
+    return json.dumps(content, ensure_ascii=False).encode()
+
+
+def _field(name: str, value: bytes | None) -> dict[str, Any]:
+    plain = _plain(value)
+    return {f"{name}_base64": plain["base64"]} if isinstance(plain, dict) else {name: plain}
+
+
+def _plain(value: bytes | None) -> Any:  # noqa: ANN401 - anything JSON takes
+    if value is None:
+        return None
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(value).decode()}
