@@ -126,7 +126,7 @@ class FetchSessions:
         request = self._new(host, now_ms + wait_ms + self._config.request_timeout_ms)
         request.overdue_ms = now_ms + wait_ms + OVERDUE_MS
         request.reserved = self.request_bytes
-        request.may_wait = self._config.fetch_min_bytes > 1 or all(
+        request.may_wait = all(
             state.fetch_position >= state.readable_end for state, _ in partitions
         )
         self._reserved += request.reserved
@@ -138,7 +138,8 @@ class FetchSessions:
         ]
         message = FetchRequest(
             max_wait_ms=wait_ms,
-            min_bytes=self._config.fetch_min_bytes,
+            # What is known to be there is not waited for: whole batches may never add up to more.
+            min_bytes=self._config.fetch_min_bytes if request.may_wait else 1,
             max_bytes=request.reserved,
             partitions=entries,
             isolation_level=self._config.isolation_level,
