@@ -1,0 +1,310 @@
+"""From the columns of one topic to the batches of its partitions.
+
+Owns: which row goes to which partition, splitting columns, building the bytes of a batch once, and
+what a batch remembers about its records until they are delivered. Refuses: sequences and sending
+(`lane_core`, `producer_core`), and threads.
+
+Rows of one partition keep the order of the columns. Nothing here makes an object for a record,
+except for those that asked to be told of their delivery.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ray_stream.client.partitioner import (
+    NO_PARTITION,
+    StickyPartitioner,
+    partitions_of_keys,
+)
+from ray_stream.errors import RayStreamError
+from ray_stream.metadata.commands import TopicMetadata
+from ray_stream.records.builder import RecordColumns, build_batch
+from ray_stream.records.header import Buffer, Compression, with_producer
+from ray_stream.types import NO_EPOCH, NO_PRODUCER_ID, NO_SEQUENCE, RecordMetadata
+
+OnDelivery = Callable[[RecordMetadata | None, RayStreamError | None], object]
+"""Called once: with where the record stands, or with why it does not."""
+
+
+@dataclass(slots=True)
+class Columns:
+    """Rows of one topic in their order, a column each."""
+
+    key: pa.Array | None
+    value: pa.Array | None
+    timestamp: pa.Array | None
+    headers: pa.Array | None
+    partition: int | npt.NDArray[np.int64] | None
+    """One for all rows, or one for each (`NO_PARTITION`: by key), or by key for all."""
+    base_timestamp: int
+    """ms; of the rows without a timestamp."""
+    created_ms: int
+    """Monotonic; delivery times out counted from here."""
+    generation: int = 0
+    """The shell's mark, for flushes."""
+    callbacks: list[tuple[int, OnDelivery]] = field(default_factory=list)
+    """(row, callback), by row."""
+
+    @property
+    def count(self) -> int:
+        """The rows."""
+        column = self.value if self.value is not None else self.key
+        return 0 if column is None else len(column)
+
+    def slice(self, start: int, stop: int) -> "Columns":
+        """A run of rows, uncopied."""
+        length = stop - start
+        partition = self.partition
+        return Columns(
+            None if self.key is None else self.key.slice(start, length),
+            None if self.value is None else self.value.slice(start, length),
+            None if self.timestamp is None else self.timestamp.slice(start, length),
+            None if self.headers is None else self.headers.slice(start, length),
+            partition[start:stop] if isinstance(partition, np.ndarray) else partition,
+            self.base_timestamp,
+            self.created_ms,
+            self.generation,
+            [(row - start, call) for row, call in self.callbacks if start <= row < stop],
+        )
+
+    def take(self, rows: npt.NDArray[np.int64]) -> "Columns":
+        """Some rows, in the order of `rows`, which increases."""
+        indices = pa.array(rows)
+        callbacks: list[tuple[int, OnDelivery]] = []
+        if self.callbacks:
+            places = np.searchsorted(rows, [row for row, _ in self.callbacks]).tolist()
+            callbacks = [
+                (place, call)
+                for place, (row, call) in zip(places, self.callbacks, strict=True)
+                if place < len(rows) and rows[place] == row
+            ]
+        return Columns(
+            None if self.key is None else self.key.take(indices),
+            None if self.value is None else self.value.take(indices),
+            None if self.timestamp is None else self.timestamp.take(indices),
+            None if self.headers is None else self.headers.take(indices),
+            None,
+            self.base_timestamp,
+            self.created_ms,
+            self.generation,
+            callbacks,
+        )
+
+    def sizes(self) -> npt.NDArray[np.int64]:
+        """Bytes of each row: key, value and headers; an empty row counts as one."""
+        sizes = np.zeros(self.count, np.int64)
+        for column in (self.key, self.value):
+            if column is not None:
+                sizes += binary_lengths(column)
+        if self.headers is not None:
+            sizes += _header_bytes(self.headers)
+        np.maximum(sizes, 1, out=sizes)
+        return sizes
+
+    def total_bytes(self) -> int:
+        """Sum of `sizes`."""
+        return int(self.sizes().sum())
+
+
+class Batch:
+    """Records of one partition, built once, and how far their delivery has come."""
+
+    __slots__ = (
+        "attempt",
+        "attempts",
+        "base_timestamp",
+        "callbacks",
+        "created_ms",
+        "data",
+        "generation",
+        "last_error",
+        "lost_attempts",
+        "ordinal",
+        "partition",
+        "pieces",
+        "record_bytes",
+        "record_count",
+        "resolved",
+        "retry_at_ms",
+        "timestamp",
+        "topic",
+        "topic_id",
+    )
+
+    def __init__(
+        self, topic: TopicMetadata, partition: int, columns: Columns, pieces: list[Buffer]
+    ) -> None:
+        self.topic = topic.name
+        self.topic_id = topic.topic_id
+        self.partition = partition
+        self.record_count = columns.count
+        self.record_bytes = columns.total_bytes()
+        self.created_ms = columns.created_ms
+        self.generation = columns.generation
+        self.callbacks = columns.callbacks
+        self.timestamp = columns.timestamp if columns.callbacks else None
+        self.base_timestamp = columns.base_timestamp
+        self.pieces: list[Buffer] | None = pieces
+        self.data: bytes = b""
+        """Header and payload as they are sent, again and again; empty before the first time."""
+        self.ordinal = -1
+        """Its place among all batches that its lane ever sent."""
+        self.attempt: int | None = None
+        """The request whose answer is awaited."""
+        self.attempts = 0
+        self.lost_attempts: list[int] = []
+        """Requests that were never answered: each may have been applied."""
+        self.retry_at_ms = 0
+        self.last_error: RayStreamError | None = None
+        self.resolved = False
+
+    def stamp(
+        self,
+        producer_id: int = NO_PRODUCER_ID,
+        producer_epoch: int = NO_EPOCH,
+        base_sequence: int = NO_SEQUENCE,
+    ) -> None:
+        """Fix the bytes for good: the batch is about to be sent for the first time."""
+        assert self.pieces is not None, "a batch is numbered once"
+        header = with_producer(
+            self.pieces[0],
+            producer_id=producer_id,
+            producer_epoch=producer_epoch,
+            base_sequence=base_sequence,
+        )
+        self.data = b"".join((header, *self.pieces[1:]))
+        self.pieces = None
+
+    @property
+    def may_be_applied(self) -> bool:
+        """Whether some request that carried it is unanswered, so that nobody can say."""
+        return bool(self.lost_attempts) or self.attempt is not None
+
+    def timestamp_of(self, row: int) -> int:
+        """The producer's time of one record; kept only where callbacks ask for it."""
+        return self.base_timestamp if self.timestamp is None else int(self.timestamp[row].as_py())
+
+    def bytes(self) -> bytes:
+        """Header and payload, numbered or not."""
+        return self.data if self.pieces is None else b"".join(self.pieces)
+
+
+class Batcher:
+    """Makes batches of columns.
+
+    Args:
+        batch_size: bytes for which keyless records stay on one partition.
+        compression: how payloads are wrapped.
+        rng: for the choice of partitions for keyless records.
+    """
+
+    def __init__(self, batch_size: int, compression: Compression, rng: random.Random) -> None:
+        self._batch_size = batch_size
+        self._compression = compression
+        self._rng = rng
+        self._sticky: dict[str, StickyPartitioner] = {}
+
+    def build(self, topic: TopicMetadata, columns: Columns) -> list[Batch]:
+        """The batches that hold these rows, in the order of first rows and then partitions.
+
+        Args:
+            topic: where they go; partitions are counted here.
+            columns: at least one row.
+
+        Raises:
+            SchemaError, InvalidTimestampError, RecordTooLargeError: as `build_batch`.
+        """
+        batches: list[Batch] = []
+        for partition, rows in self._split(topic, columns):
+            self._build(topic, partition, rows, batches)
+        return batches
+
+    def _build(
+        self, topic: TopicMetadata, partition: int, columns: Columns, batches: list[Batch]
+    ) -> None:
+        pieces = build_batch(
+            RecordColumns(
+                key=columns.key,
+                value=columns.value,
+                timestamp=columns.timestamp,
+                headers=columns.headers,
+                base_timestamp=columns.base_timestamp,
+            ),
+            compression=self._compression,
+        )
+        count = columns.count
+        if count > 1 and sum(map(len, pieces)) > topic.config.max_batch_bytes:
+            self._build(topic, partition, columns.slice(0, count // 2), batches)
+            self._build(topic, partition, columns.slice(count // 2, count), batches)
+        else:
+            batches.append(Batch(topic, partition, columns, pieces))
+
+    def _split(self, topic: TopicMetadata, columns: Columns) -> list[tuple[int, Columns]]:
+        if isinstance(columns.partition, int):
+            return [(columns.partition, columns)]
+        count = len(topic.partitions)
+        if count == 1:
+            return [(0, columns)]
+        if columns.partition is None and columns.key is None:
+            return [(self._keyless(topic, columns), columns)]
+        chosen = self._chosen(topic, columns, count)
+        first = int(chosen[0])
+        if (chosen == first).all():
+            return [(first, columns)]
+        order = np.argsort(chosen, kind="stable")
+        ends = np.cumsum(np.bincount(chosen, minlength=count)).tolist()
+        split = []
+        start = 0
+        for partition, end in enumerate(ends):
+            if start < end:
+                split.append((partition, columns.take(order[start:end])))
+            start = end
+        return split
+
+    def _chosen(self, topic: TopicMetadata, columns: Columns, count: int) -> npt.NDArray[np.int64]:
+        if columns.key is None:
+            chosen = np.full(columns.count, NO_PARTITION, np.int64)
+        else:
+            chosen = partitions_of_keys(columns.key, count)
+        if isinstance(columns.partition, np.ndarray):
+            chosen = np.where(columns.partition == NO_PARTITION, chosen, columns.partition)
+        keyless = chosen == NO_PARTITION
+        if keyless.any():
+            chosen[keyless] = self._keyless(topic, columns)
+        return chosen
+
+    def _keyless(self, topic: TopicMetadata, columns: Columns) -> int:
+        sticky = self._sticky.get(topic.name)
+        if sticky is None:
+            sticky = StickyPartitioner(self._batch_size, self._rng)
+            self._sticky[topic.name] = sticky
+        served = [entry.partition for entry in topic.partitions if entry.host]
+        return sticky.choose(columns.total_bytes(), served or range(len(topic.partitions)))
+
+
+def binary_lengths(column: pa.Array) -> npt.NDArray[np.int64]:
+    """Bytes of each row of a `binary` or `string` array, 0 where it is null."""
+    count = len(column)
+    if not count:
+        return np.empty(0, np.int64)
+    offsets = np.frombuffer(column.buffers()[1], np.int32, count + 1, 4 * column.offset)
+    lengths = np.diff(offsets).astype(np.int64)
+    if column.null_count:
+        lengths[column.is_null().to_numpy(zero_copy_only=False)] = 0
+    return lengths
+
+
+def _header_bytes(headers: pa.Array) -> npt.NDArray[np.int64]:
+    """Bytes of names and values of each row's headers."""
+    offsets = headers.offsets.to_numpy()
+    first, count = int(offsets[0]), int(offsets[-1] - offsets[0])
+    ends = np.zeros(count + 1, np.int64)
+    for part in (headers.keys, headers.items):
+        ends[1:] += np.cumsum(binary_lengths(part.slice(first, count)))
+    sizes: npt.NDArray[np.int64] = np.diff(ends[offsets - first])
+    return sizes
