@@ -205,9 +205,7 @@ class Cluster:
     ) -> Iterator[pa.RecordBatch]:
         """As `read`, a batch at a time."""
         self._check()
-        return read_batches(
-            self._services, self._clock, topic, start, end, partitions, max_bytes
-        )
+        return read_batches(self._services, self._clock, topic, start, end, partitions, max_bytes)
 
     # --- within ----------------------------------------------------------------------------------
 

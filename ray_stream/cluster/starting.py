@@ -27,9 +27,8 @@ from ray_stream.errors import (
     InvalidArgumentError,
     TimeoutExpiredError,
 )
-from ray_stream.rpc.messages import API_VERSION, MetadataResponse
+from ray_stream.rpc.messages import API_VERSION
 
-SETTLE_POLLS = 20
 POLL_MS = 100
 
 
@@ -69,24 +68,24 @@ def start(
     connected = find_ray(address, root)
     if connected is None:
         connected = start_local_ray(root)
-    try:
-        seat = _attach_or_start(name, data_dir, path, nodes, config, settings)
-    except BaseException:
-        if connected.started_here:
-            stop_local_ray(root)
-        raise
 
     def on_exit() -> None:
         bootstrap.stop_cluster(name)
         stop_local_ray(root)
 
-    cluster = Cluster(
-        name,
-        seat.cluster_id,
-        connected.address,
-        on_exit=on_exit if connected.started_here else None,
-    )
-    _wait_until_served(cluster, settings)
+    try:
+        spec, seat = _attach_or_start(name, data_dir, path, nodes, config, settings)
+        cluster = Cluster(
+            name,
+            seat.cluster_id,
+            connected.address,
+            on_exit=on_exit if connected.started_here else None,
+        )
+        _wait_until_served(cluster, spec)
+    except BaseException:
+        if connected.started_here:
+            on_exit()
+        raise
     return cluster
 
 
@@ -132,7 +131,7 @@ def _attach_or_start(
     nodes: Mapping[str, str] | None,
     config: Mapping[str, Any] | None,
     settings: ClusterConfig,
-) -> Seat:
+) -> tuple[ClusterSpec, Seat]:
     alive = alive_nodes()
     chosen = [
         node_id
@@ -156,14 +155,14 @@ def _attach_or_start(
         running, seat = found
         _check_same(running, spec, config)
         if bootstrap.controller_lives(name):
-            return seat
+            return running, seat
         spec = msgspec.structs.replace(spec, data_dir=running.data_dir, config=running.config)
     elif data_dir is not None and len(alive) > 1 and not Path(data_dir).is_absolute():
         raise DataDirError(
             f"data_dir={os.fspath(data_dir)!r} is relative and this Ray has {len(alive)} nodes: "
             "give an absolute path that is valid on each of them"
         )
-    return bootstrap.start_cluster(spec, ray.get_runtime_context().get_node_id())
+    return spec, bootstrap.start_cluster(spec, ray.get_runtime_context().get_node_id())
 
 
 def _check_same(
@@ -207,27 +206,28 @@ def _usable(root: Path) -> Path:
     return root
 
 
-def _wait_until_served(cluster: Cluster, settings: ClusterConfig) -> None:
-    """Wait while partitions are coming up; what stays down is told by `describe_topic`."""
+def _wait_until_served(cluster: Cluster, spec: ClusterSpec) -> None:
+    """Wait for every broker, and for partitions that one is opening.
+
+    What stays down is no reason to wait: `describe_topic` tells why.
+    """
     clock = cluster.clock
-    deadline_ms = clock.monotonic_ms() + settings.start_timeout_ms
-    unchanged, before = 0, -1
-    while unchanged < SETTLE_POLLS:
-        metadata = cluster.metadata(max(1.0, (deadline_ms - clock.monotonic_ms()) / 1000))
-        unserved = _unserved(metadata)
-        if not unserved:
+    timeout_ms = spec.config.start_timeout_ms
+    deadline_ms = clock.monotonic_ms() + timeout_ms
+    while True:
+        nodes = sum(node_id in spec.node_ids for node_id in alive_nodes())
+        left_s = max(1.0, (deadline_ms - clock.monotonic_ms()) / 1000)
+        metadata = cluster.metadata(left_s)
+        brokers = sum(broker.alive for broker in metadata.brokers)
+        opening = sum(
+            partition.opening for topic in metadata.topics for partition in topic.partitions
+        )
+        if brokers >= nodes and not opening:
             return
-        unchanged = unchanged + 1 if unserved == before else 0
-        before = unserved
         if clock.monotonic_ms() > deadline_ms:
             raise TimeoutExpiredError(
-                f"cluster {cluster.name!r} runs, but {unserved} partitions are not served yet"
+                f"cluster {cluster.name!r} runs, but after {timeout_ms} ms "
+                f"{brokers} of {nodes} brokers are up and {opening} partitions are still being "
+                "opened; attach to it with ray_stream.connect(), or raise start_timeout_ms"
             )
         pause(POLL_MS)
-
-
-def _unserved(metadata: MetadataResponse) -> int:
-    alive = any(broker.alive for broker in metadata.brokers)
-    return (not alive) + sum(
-        partition.leader < 0 for topic in metadata.topics for partition in topic.partitions
-    )

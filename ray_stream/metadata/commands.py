@@ -245,6 +245,8 @@ class PartitionMetadata(msgspec.Struct, frozen=True, array_like=True):
     replicas: list[int]
     isr: list[int]
     offline_reason: str
+    opening: bool = False
+    """Nothing serves it yet, and a living broker is about to."""
 
 
 class TopicMetadata(msgspec.Struct, frozen=True, array_like=True):

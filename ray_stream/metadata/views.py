@@ -57,8 +57,8 @@ def _partition_metadata(
         return PartitionMetadata(
             key[1], replica, partition.leader_epoch, served.host, [replica], [replica], ""
         )
-    reason = _offline_reason(liveness, key, partition, directory, broker)
-    return PartitionMetadata(key[1], -1, partition.leader_epoch, "", [replica], [], reason)
+    reason, opening = _offline_reason(liveness, key, partition, directory, broker)
+    return PartitionMetadata(key[1], -1, partition.leader_epoch, "", [replica], [], reason, opening)
 
 
 def _offline_reason(
@@ -67,20 +67,22 @@ def _offline_reason(
     partition: Partition,
     directory: Directory,
     broker: Living | None,
-) -> str:
+) -> tuple[str, bool]:
+    """Why nothing serves the partition, and whether a living broker is about to."""
     if partition.offline_reason:
-        return f"{partition.offline_reason}; ray-stream repair brings it back"
+        return f"{partition.offline_reason}; ray-stream repair brings it back", False
     if broker is not None:
         served = broker.served.get(key)
         if served is not None and served.offline_reason:
-            return served.offline_reason
-        return f"broker {broker.broker_id} is opening it"
+            return served.offline_reason, False
+        return f"broker {broker.broker_id} is opening it", True
     taker = liveness.targets.get(partition.directory_id)
     if taker is not None:
-        return f"broker {taker} is taking over its directory {partition.directory_id}"
+        return f"broker {taker} is taking over its directory {partition.directory_id}", True
     return (
         f"its directory {partition.directory_id} is on no living node (last seen on host "
-        f"{directory.host_id}); bring that node or its disk back"
+        f"{directory.host_id}); bring that node or its disk back",
+        False,
     )
 
 
