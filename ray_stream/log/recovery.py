@@ -28,7 +28,7 @@ from ray_stream.log.checkpoint import (
     write_checkpoint,
 )
 from ray_stream.log.epochs import LeaderEpochs
-from ray_stream.log.layout import list_segments, split_left, write_snapshot
+from ray_stream.log.layout import list_segments, parent_of, split_left, write_snapshot
 from ray_stream.log.mend import (
     add_segment,
     bytes_behind,
@@ -42,7 +42,7 @@ from ray_stream.log.producers import Producers
 from ray_stream.log.scan import scan_tail
 from ray_stream.log.segment import Segment
 from ray_stream.log.storage import Storage
-from ray_stream.types import NO_OFFSET
+from ray_stream.types import NO_EPOCH, NO_OFFSET
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +99,9 @@ def recover(
         StorageError: the system refused something; a refused sync must take the log offline.
     """
     checkpoint = read_checkpoint(storage, directory)
+    if checkpoint.leader_epoch == NO_EPOCH:
+        # Whoever made the log may have died in front of the sync of the directory's own name.
+        storage.sync_directory(parent_of(directory))
     left, segments = split_left(list_segments(storage, directory), checkpoint.log_start)
     recovery = _Recovery(storage, directory, options, checkpoint, boot_id, now_ms)
     if recovery.ends_at_checkpoint(segments):
@@ -171,6 +174,10 @@ class _Recovery:
             same_boot=self._same_boot,
             needs_new_epoch=checkpoint.epoch_needed or lost,
         )
+        if self._same_boot or not self._boot_id:
+            # Whoever wrote the checkpoint may have died in front of the sync of its name; what it
+            # says is about to be shown, so it must not be forgotten.
+            self._synced(lambda: self._storage.sync_directory(self._directory))
         epochs = LeaderEpochs(checkpoint.leader_epoch, checkpoint.epochs)
         self._restore_times(segments[-1])
         producers = self._replay(segments, checkpoint.durable, epochs)
