@@ -25,6 +25,9 @@ BINARY = pa.binary()
 MAP = pa.map_(pa.string(), BINARY)
 NUMBERS = [0, 1, -1, 7, 8, 255, 2**31 - 1, 2**31, 2**32, 2**40, 2**63 - 1, -(2**63)]
 
+POOLS: list[pa.MemoryPool] = []
+"""Kept to the end: an Arrow buffer that outlives its pool crashes the interpreter."""
+
 optional_bytes = st.none() | st.binary(max_size=40)
 headers = st.lists(st.tuples(st.text(max_size=5), optional_bytes), max_size=3)
 record = st.tuples(optional_bytes, optional_bytes, st.integers(0, 2**62), headers)
@@ -181,6 +184,7 @@ def test_hostile_messages_are_read_whole_or_refused_by_name_in_bounded_memory(
     header = decode_header(batch) if _believable(batch) else None
     before = pa.default_memory_pool()
     watched = pa.proxy_memory_pool(before)
+    POOLS.append(watched)
     pa.set_memory_pool(watched)
     tracemalloc.start()
     try:

@@ -112,6 +112,37 @@ def test_lengths_that_cancel_each_other_out_are_refused() -> None:
                 check_message(hostile, flags, count)
 
 
+def test_a_length_below_zero_is_refused_though_another_makes_up_for_it() -> None:
+    both = RecordColumns(
+        key=pa.array([b""], pa.binary()), value=pa.array([b"x" * 16], pa.binary()), base_timestamp=1
+    )
+    payload, flags, count = message(both)
+    body = 88 + 32 + 96
+    assert len(payload) == body + 8 + 8 + 16
+    hostile = bytearray(payload)
+    for position, numbers in (
+        (body - 56, (-8,)),  # the key's data: bytes; then the value's three buffers
+        (body - 48, (0, 0, 0, 8, 8, 24)),
+        (body - 72, (0, 8)),
+    ):
+        struct.pack_into(f"<{len(numbers)}q", hostile, position, *numbers)
+    struct.pack_into("<2i", hostile, body, 0, -8)
+    struct.pack_into("<2i", hostile, body + 8, 0, 24)
+    with pytest.raises(CorruptBatchError, match="not in"):
+        check_message(hostile, flags, count)
+
+
+def test_nulls_other_than_the_bitmaps_are_refused() -> None:
+    payload, flags, count = values(b"abc", None, None)
+    assert payload[BODY] == 0b001
+    for bitmap, nulls in ((0b001, 1), (0b011, 2), (0b1001, 1), (0b10000001, 1), (0b111, 0)):
+        hostile = bytearray(payload)
+        hostile[BODY] = bitmap
+        struct.pack_into("<q", hostile, 88, nulls)
+        with pytest.raises(CorruptBatchError):
+            check_message(hostile, flags, count)
+
+
 @pytest.mark.parametrize("flags", [0, COLUMN_FLAGS])
 def test_a_payload_too_short_for_its_columns_is_refused(flags: int) -> None:
     for length in range(0, 300, 7):

@@ -10,6 +10,8 @@ from ray_stream.records.compression import compress, decompress
 from ray_stream.records.header import Compression
 
 CONTENT = b"abc" * 1000
+POOLS: list[pa.MemoryPool] = []
+"""Kept to the end: an Arrow buffer that outlives its pool crashes the interpreter."""
 BOTH = pytest.mark.parametrize("compression", [Compression.LZ4, Compression.ZSTD])
 
 
@@ -75,6 +77,7 @@ def test_a_bomb_takes_no_more_memory_than_was_announced(name: str) -> None:
     compression, frame = bombs()[name]
     whole = pa.default_memory_pool()
     watched = pa.proxy_memory_pool(whole)
+    POOLS.append(watched)
     pa.set_memory_pool(watched)
     try:
         with pytest.raises(CorruptBatchError):
