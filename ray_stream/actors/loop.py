@@ -11,9 +11,9 @@ import logging
 import os
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from ray_stream.clock import Clock
 from ray_stream.errors import StorageError
@@ -21,8 +21,13 @@ from ray_stream.log.partition_log import SyncJob
 
 LOG = logging.getLogger(__name__)
 SYNC_THREADS = 2
+SPREAD_THREADS = 8
 TURN_CALLS_MAX = 1_000
 IDLE_WAIT_S = 3600.0
+
+
+ItemT = TypeVar("ItemT")
+OutcomeT = TypeVar("OutcomeT")
 
 
 class Turning(Protocol):
@@ -84,6 +89,13 @@ class HostLoop:
             self.post(lambda: done(error))
 
         self._sync_threads.submit(run)
+
+    def spread(self, work: Callable[[ItemT], OutcomeT], items: Sequence[ItemT]) -> list[OutcomeT]:
+        """Do the same to many logs at once, and wait for all: mostly for the disk."""
+        if len(items) <= 1:
+            return [work(item) for item in items]
+        with ThreadPoolExecutor(SPREAD_THREADS, thread_name_prefix=f"{self._name}-spread") as pool:
+            return list(pool.map(work, items))
 
     def _run(self, host: Turning) -> None:
         self.niceness = _claim_normal_priority()

@@ -74,6 +74,7 @@ class PartitionActor:
             boot_id=boot_id(),
             interval_ms=self._settings.config.checkpoint_interval_ms,
             locking=self._lock,
+            spread=self._loop.spread,
         )
         self._door = Door(
             self._loop,

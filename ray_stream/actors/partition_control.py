@@ -4,7 +4,8 @@ Owns: the order in which a partition comes up and goes down (`rpc.hosting`), its
 checkpoint is due. Refuses: requests of clients (`PartitionHost`), deciding what to serve.
 """
 
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
 
 from ray_stream.actors.partition_host import Hosted, PartitionHost, log_options
 from ray_stream.clock import Clock
@@ -12,7 +13,7 @@ from ray_stream.errors import RayStreamError, StorageOfflineError
 from ray_stream.log import directory
 from ray_stream.log.partition_log import PartitionLog, delete_log
 from ray_stream.log.storage import Lock, Storage
-from ray_stream.metadata.commands import AssignedPartition, PartitionServed
+from ray_stream.metadata.commands import AssignedPartition, PartitionKey, PartitionServed
 from ray_stream.rpc.hosting import (
     AlterPartitions,
     LeadPartitions,
@@ -24,12 +25,23 @@ from ray_stream.rpc.hosting import (
 )
 from ray_stream.rpc.services import Reply
 
+ItemT = TypeVar("ItemT")
+OutcomeT = TypeVar("OutcomeT")
+
 
 class Locking(Protocol):
     """Takes the lock of one partition, or raises `DataDirInUseError`."""
 
     def __call__(self, storage: Storage, root: str, topic_id: str, partition: int) -> Lock:
         """The lock, held."""
+        ...
+
+
+class Spread(Protocol):
+    """Does the same to many logs, each on one thread at a time: most of it waits for the disk."""
+
+    def __call__(self, work: Callable[[ItemT], OutcomeT], items: Sequence[ItemT]) -> list[OutcomeT]:
+        """The outcomes, in the order of the items."""
         ...
 
 
@@ -45,6 +57,7 @@ class PartitionControl:
         boot_id: str,
         interval_ms: int,
         locking: Locking,
+        spread: Spread,
     ) -> None:
         """Make the control of a host.
 
@@ -55,39 +68,58 @@ class PartitionControl:
             boot_id: of the machine's current boot.
             interval_ms: how often a log that was written to gets a checkpoint.
             locking: how a partition's lock is taken.
+            spread: opens, begins and closes many logs at once.
         """
         self._host = host
         self._storage = storage
         self._clock = clock
         self._boot_id = boot_id
         self._locking = locking
+        self._spread = spread
         self._interval_ms = interval_ms
         self._next_checkpoint_ms = clock.monotonic_ms() + interval_ms
 
     def prepare(self, request: PreparePartitions, reply: Reply[PartitionsPrepared]) -> None:
         """Lock and recover; a partition that cannot be opened gets a reason, the others go on."""
-        results = []
-        for spec in request.partitions:
-            reason = ""
-            if (spec.topic_id, spec.partition) not in self._host.partitions:
-                try:
-                    self._open(spec, request.directories[spec.directory_id])
-                except RayStreamError as error:
-                    reason = f"{type(error).__name__}: {error}"
-            results.append((spec.topic_id, spec.partition, reason))
+        new = [
+            spec
+            for spec in request.partitions
+            if (spec.topic_id, spec.partition) not in self._host.partitions
+        ]
+        opened = self._spread(
+            lambda spec: self._open(spec, request.directories[spec.directory_id]), new
+        )
+        reasons: dict[PartitionKey, str] = {}
+        for spec, outcome in zip(new, opened, strict=True):
+            key = (spec.topic_id, spec.partition)
+            if isinstance(outcome, Hosted):
+                self._host.partitions[key] = outcome
+            else:
+                reasons[key] = outcome
+        results = [
+            (spec.topic_id, spec.partition, reasons.get((spec.topic_id, spec.partition), ""))
+            for spec in request.partitions
+        ]
         reply(PartitionsPrepared(results))
 
-    def _open(self, spec: AssignedPartition, root: str) -> None:
-        lock = self._locking(self._storage, root, spec.topic_id, spec.partition)
+    def _open(self, spec: AssignedPartition, root: str) -> Hosted | str:
+        """The opened partition, or why it cannot be opened."""
         try:
-            hosted = Hosted(spec, self._open_log(spec, root), lock)
+            lock = self._locking(self._storage, root, spec.topic_id, spec.partition)
+        except RayStreamError as error:
+            return f"{type(error).__name__}: {error}"
+        try:
+            log = self._open_log(spec, root)
+            if not log.offline:
+                return Hosted(spec, log, lock)
+            reason = f"{StorageOfflineError.__name__}: {log.offline}"
+        except RayStreamError as error:
+            reason = f"{type(error).__name__}: {error}"
         except BaseException:
             lock.release()
             raise
-        if hosted.log.offline:
-            lock.release()
-            raise StorageOfflineError(hosted.log.offline)
-        self._host.partitions[spec.topic_id, spec.partition] = hosted
+        lock.release()
+        return reason
 
     def _open_log(self, spec: AssignedPartition, root: str) -> PartitionLog:
         path = directory.partition_path(root, spec.topic_id, spec.partition)
@@ -107,21 +139,20 @@ class PartitionControl:
 
     def lead(self, request: LeadPartitions, reply: Reply[PartitionsLed]) -> None:
         """Begin leader epochs that are durable at the controller already."""
-        served = []
-        for topic_id, number, leader_epoch in request.partitions:
-            hosted = self._host.partitions.get((topic_id, number))
-            if hosted is None:
-                reason = "it was not prepared here"
-                served.append(PartitionServed(topic_id, number, leader_epoch, -1, reason))
-                continue
-            reason = ""
-            try:
-                hosted.log.begin_epoch(leader_epoch)
-                hosted.leading = True
-            except RayStreamError as error:
-                reason = f"{type(error).__name__}: {error}"
-            served.append(_served(hosted, reason))
-        reply(PartitionsLed(served))
+        reply(PartitionsLed(self._spread(self._begin, request.partitions)))
+
+    def _begin(self, wanted: tuple[str, int, int]) -> PartitionServed:
+        topic_id, number, leader_epoch = wanted
+        hosted = self._host.partitions.get((topic_id, number))
+        if hosted is None:
+            reason = "it was not prepared here"
+            return PartitionServed(topic_id, number, leader_epoch, -1, reason)
+        try:
+            hosted.log.begin_epoch(leader_epoch)
+        except RayStreamError as error:
+            return _served(hosted, f"{type(error).__name__}: {error}")
+        hosted.leading = True
+        return _served(hosted, "")
 
     def alter(self, request: AlterPartitions, reply: Reply[PartitionsLed]) -> None:
         """Take new settings; answered when they hold: a change to `fsync` synced the log."""
@@ -187,8 +218,7 @@ class PartitionControl:
         for hosted in self._host.partitions.values():
             hosted.leading = False
             self._host.dismiss(hosted)
-            hosted.log.close()
-            hosted.lock.release()
+        self._spread(_close, list(self._host.partitions.values()))
         self._host.partitions.clear()
 
     def next_deadline_ms(self) -> int:
@@ -206,3 +236,8 @@ def _served(hosted: Hosted, reason: str) -> PartitionServed:
         reason,
         sync_failed=bool(hosted.log.offline),
     )
+
+
+def _close(hosted: Hosted) -> None:
+    hosted.log.close()
+    hosted.lock.release()

@@ -1,6 +1,6 @@
 """One host's promises: answers only what is durable, refuses stale epochs, wakes what waits."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,10 @@ def lock(storage: Storage, root: str, topic_id: str, partition: int) -> Lock:
     return taken
 
 
+def one_by_one(work: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+    return [work(item) for item in items]
+
+
 class Rig:
     def __init__(self, root: Path, config: TopicConfig) -> None:
         self.clock = ManualClock()
@@ -85,7 +89,13 @@ class Rig:
         self.config = config
         self.host = PartitionHost(self.clock, self.syncs)
         self.control = PartitionControl(
-            self.host, self.storage, self.clock, boot_id="boot", interval_ms=1_000, locking=lock
+            self.host,
+            self.storage,
+            self.clock,
+            boot_id="boot",
+            interval_ms=1_000,
+            locking=lock,
+            spread=one_by_one,
         )
 
     def spec(self, config: TopicConfig | None = None, version: int = 0) -> AssignedPartition:
