@@ -79,11 +79,11 @@ def _offline_reason(
     taker = liveness.targets.get(partition.directory_id)
     if taker is not None:
         return f"broker {taker} is taking over its directory {partition.directory_id}", True
-    return (
+    missing = (
         f"its directory {partition.directory_id} is on no living node (last seen on host "
-        f"{directory.host_id}); bring that node or its disk back",
-        False,
+        f"{directory.host_id}); bring that node or its disk back"
     )
+    return missing, False
 
 
 def broker_metadata(image: Image, liveness: Liveness) -> list[BrokerMetadata]:

@@ -1,5 +1,7 @@
 """The broker's mind: every partition comes up by prepare, claim, lead, whatever dies between."""
 
+import msgspec
+
 from ray_stream.config import TopicConfig
 from ray_stream.metadata import hosting
 from ray_stream.metadata.commands import AssignedPartition, BrokerAssignment, PartitionServed
@@ -156,10 +158,7 @@ def test_a_partition_the_controller_calls_stale_is_claimed_again() -> None:
 
 def test_a_partition_whose_sync_failed_is_not_opened_before_its_repair() -> None:
     broker = machine()
-    offline = assigned(0)
-    offline = AssignedPartition(
-        *[getattr(offline, n) for n in offline.__struct_fields__[:-1]], "sync failed"
-    )
+    offline = msgspec.structs.replace(assigned(0), offline_reason="a sync failed")
     assert broker.step(assignment(offline), 0) == []
 
 
