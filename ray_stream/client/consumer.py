@@ -9,6 +9,7 @@ Interrupted by Ctrl-C, a call hands out nothing, and positions are as before it.
 
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
+from itertools import chain
 from types import TracebackType
 from typing import Self
 
@@ -222,13 +223,16 @@ class Consumer:
         Raises:
             RayStreamError: as `poll`; the position stays, and a new loop goes on there.
         """
+        return chain.from_iterable(self._runs())  # no step in Python for each record
+
+    def _runs(self) -> Iterator[Iterator[Record]]:
         while True:
             with self._owned:
                 self._check_reading()
                 run = self._hand_out.next_run(self._config.max_poll_records)
             if run is None:
                 return
-            yield from run.records
+            yield run.records
 
     def poll(self, max_records: int | None = None, timeout: float = 1.0) -> list[Record]:
         """The next records, as soon as there are some; an empty list at the timeout.

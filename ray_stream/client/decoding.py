@@ -111,7 +111,7 @@ class Run:
             repeat(state.name.partition),
             self._places,
             timestamps,
-            repeat(time_type),
+            repeat(int(time_type)),
             keys,
             values,
             headers,
@@ -205,9 +205,9 @@ def _columns(
         times = _cut(rows, _TIMESTAMP, row, count).to_numpy().tolist()
     else:
         times = repeat(_cut(rows, _TIMESTAMP, row, 1).to_pylist()[0] if count else 0)
-    headers: Iterable[Any] = map(list, repeat(()))
+    headers: Iterable[Any] = repeat(())
     if flags & FLAG_HEADERS:
-        headers = _cut(rows, _HEADERS, row, count).to_pylist()
+        headers = map(tuple, _cut(rows, _HEADERS, row, count).to_pylist())
     return keys, values, times, headers
 
 

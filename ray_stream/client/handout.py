@@ -48,7 +48,6 @@ class HandOut:
         The position follows what the loop asked for; `stop_run` ends it early.
         """
         self.stop_run()
-        self._driver.pump()
         state = self._driver.wait_ready(None)
         if state is None:
             return None
