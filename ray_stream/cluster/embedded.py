@@ -17,6 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private.authentication.authentication_token_setup import (
+    maybe_enable_token_auth_if_token_available,
+)
+from ray.exceptions import AuthenticationError
 
 from ray_stream.actors.spawning import NAMESPACE
 from ray_stream.errors import ClusterNotFoundError, InvalidArgumentError
@@ -24,6 +28,9 @@ from ray_stream.errors import ClusterNotFoundError, InvalidArgumentError
 ADDRESS_VARIABLE = "RAY_ADDRESS"
 FILE = "cluster.json"
 PROBE_S = 1.0
+
+# It says at each start that tokens are used, which nobody asked for and everybody may expect.
+logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +123,12 @@ def _on_a_lasting_thread() -> None:
 
 
 def _connect(address: str) -> None:
+    # A local Ray wants this user's token. Ray sends it by itself only to a Ray that it found by
+    # itself, which we never let it do.
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     try:
         _init(address=address)
-    except (ConnectionError, RuntimeError, OSError) as error:
+    except (AuthenticationError, ConnectionError, RuntimeError, OSError) as error:
         raise ClusterNotFoundError(
             f"no Ray answers at {address}: {str(error).splitlines()[0]}; check the address, or "
             "start one with `ray start --head`"
