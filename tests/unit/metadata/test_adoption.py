@@ -179,6 +179,21 @@ def test_a_lock_proves_that_the_broker_which_had_it_is_gone(
         first.assignment()
 
 
+def test_a_broker_takes_the_id_of_a_directory_that_it_has_locked_before_any_other(
+    controller: Controller, host: Host
+) -> None:
+    for process in start(controller, host, "n1", "n2"):
+        process.kill()
+    controller.restart()
+    slow, quick = Process(controller, host, "n3"), Process(controller, host, "n4")
+    slow.keep_only([FIRST])
+    (other,) = host.directories.keys() - {FIRST}
+    quick.lock([other])
+    assert quick.register().owned == [other]
+    assert slow.register().owned == [FIRST]
+    assert quick.assignment().owned == [other]
+
+
 def test_a_new_process_of_a_node_ends_the_old_one_for_good(
     controller: Controller, host: Host
 ) -> None:

@@ -348,6 +348,11 @@ def test_a_newer_versions_snapshot_is_refused_by_that_name() -> None:
         decode_snapshot(data, 7, "x")
 
 
+def test_a_snapshot_under_another_name_is_refused() -> None:
+    with pytest.raises(CorruptMetadataError):
+        decode_snapshot(SNAPSHOT, 8, "x")
+
+
 @pytest.mark.parametrize("position", range(len(SNAPSHOT)))
 def test_any_flipped_bit_of_a_snapshot_is_noticed(position: int) -> None:
     data = bytearray(SNAPSHOT)

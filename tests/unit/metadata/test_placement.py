@@ -48,6 +48,17 @@ def test_a_topic_is_spread_evenly_even_when_nodes_are_not_equally_full(
     assert [one.count("new") for one in names] == [3, 3]
 
 
+def test_partitions_that_are_added_even_out_what_was_there(controller: Controller) -> None:
+    host = Host("h1", {FIRST: 0})
+    processes = start(controller, host, "n1")
+    controller.create("flights", 4)
+    processes += start(controller, host, "n2")
+    controller.create("other", 8)
+    controller.do(AlterTopic("flights", 7, {}))
+    names = [[one.topic for one in p.assignment().partitions] for p in processes]
+    assert [one.count("flights") for one in names] == [4, 3]
+
+
 def test_a_broker_with_two_directories_fills_both(controller: Controller) -> None:
     host = Host("h1", {FIRST: 0})
     for process in start(controller, host, "n1", "n2"):
