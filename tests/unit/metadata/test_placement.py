@@ -122,6 +122,21 @@ def test_a_directory_is_spread_over_whatever_actors_its_node_may_have(
     assert max(loads.values()) - min(loads.values()) <= 1
 
 
+def test_topics_that_come_and_go_leave_a_directory_that_other_nodes_can_spread(
+    controller: Controller,
+) -> None:
+    host = Host("h1", {FIRST: 0})
+    (process,) = start(controller, host, "n1", actors_max=3)
+    for number in range(12):
+        controller.create(f"old-{number}")
+    for number in range(6):
+        controller.do(DeleteTopic(f"old-{number}"))
+        controller.create(f"new-{number}")
+    process.lose()
+    (process,) = start(controller, host, "n1", actors_max=4)
+    assert sorted(slots(process).values()) == [3, 3, 3, 3]
+
+
 def test_partitions_stay_where_they_are_when_others_come(controller: Controller) -> None:
     host = Host("h1", {FIRST: 0})
     (process,) = start(controller, host, "n1")
