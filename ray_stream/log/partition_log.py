@@ -248,6 +248,11 @@ class PartitionLog:
                 first = self._write_some(staged, first, now_ms)
         except StorageFullError as error:
             self._refuse_rest(results, staged[first].number, error)
+            try:
+                # A part of the write may be on the disk, and a power loss could bring it back.
+                self._log.active.writing().sync()
+            except StorageError as lost:
+                self._log.sync_lost(lost)
         except StorageError as error:
             self._log.go_offline(f"a write failed: {error}")
             self._refuse_rest(results, staged[first].number, self._log.offline_error())

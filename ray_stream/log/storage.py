@@ -8,9 +8,9 @@ rules that both keep:
 
 * A write is visible to every reader at once and durable only after `File.sync()`.
 * A created or renamed name is durable only after `Storage.sync_directory()` of its parent.
-* A write that fails part-way leaves the file at its old length, or raises `StorageError` saying it
-could not. * Locks are open-file-description locks on byte ranges: they belong to the open file,
-survive the
+* A write that fails part-way leaves the file at its old length (durable after `sync`), or raises
+  `StorageError` saying it could not.
+* Locks are open-file-description locks on byte ranges: they belong to the open file, survive the
   closing of other descriptors of it, and end with the process (STORAGE section 2).
 """
 

@@ -61,9 +61,8 @@ def _check_content(
 ) -> None:
     there = {(one.key, one.payload) for one in found}
     for entry in ledger.required(crash_at, killed=killed):
-        key = (entry.base_offset, entry.leader_epoch)
         if entry.next_offset > log.start_offset:
-            expect((key, entry.payload) in there, f"lost: offset {entry.base_offset}")
+            expect((entry.key, entry.payload) in there, f"lost: offset {entry.base_offset}")
     allowed = ledger.allowed(crash_at)
     due = None
     for one in found:
@@ -79,7 +78,7 @@ def _check_producers(log: PartitionLog, found: list[Found], ledger: Ledger, cras
     """A retry of what is there is answered and not written again; the next batch is accepted."""
     if log.recovery.needs_new_epoch or log.leader_epoch < 0:
         log.begin_epoch(log.leader_epoch + 1)
-    sent = {(one.base_offset, one.leader_epoch): one for one in ledger.entries}
+    sent = {one.key: one for one in ledger.entries}
     end = log.written_end
     for producer_id in (1, 2):
         mine = [sent[one.key] for one in found if one.header.producer_id == producer_id]
@@ -95,9 +94,7 @@ def _check_producers(log: PartitionLog, found: list[Found], ledger: Ledger, cras
     for producer_id in (1, 2):
         mine = [sent[one.key] for one in found if one.header.producer_id == producer_id]
         if mine:
-            last = mine[-1]
-            sequence = last.producer[2] + last.next_offset - last.base_offset
-            _append_new(log, ledger, crash_at, (producer_id, 0, sequence))
+            _append_new(log, ledger, crash_at, (producer_id, 0, mine[-1].next_sequence))
     _append_new(log, ledger, crash_at, (-1, -1, -1))
 
 
@@ -111,7 +108,8 @@ def _append_new(
     expect(accepted, f"an append at {offset} after recovery: {answer!r}")
     for entry in ledger.written(crash_at):
         expect(
-            entry.leader_epoch != epoch or not entry.base_offset <= offset < entry.next_offset,
+            entry.header.leader_epoch != epoch
+            or not entry.base_offset <= offset < entry.next_offset,
             f"offset {offset} of epoch {epoch} has two contents",
         )
 

@@ -6,29 +6,49 @@ every crash at `at` operations or later; something begun at `at` may show in any
 
 from dataclasses import dataclass, field, replace
 
+from ray_stream.records.header import HEADER_BYTES, BatchHeader
+
 NEVER = 2**63
 
 
 @dataclass(slots=True)
 class Entry:
-    """One batch that was appended."""
+    """One batch that was written."""
 
     written_at: int
     """The operation before this one wrote it."""
-    base_offset: int
-    next_offset: int
-    leader_epoch: int
-    payload: bytes
-    producer: tuple[int, int, int]
-    """Id, epoch, first sequence."""
+    header: BatchHeader
     sent: bytes
     """As it was sent: header and payload."""
+    producer: tuple[int, int, int]
+    """Id, epoch, first sequence."""
     synced_at: int = NEVER
     """The log said that it is durable."""
     cutting_at: int = NEVER
     """A truncation began to remove it."""
     cut_at: int = NEVER
     """That truncation is durable."""
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """Base offset and leader epoch."""
+        return self.header.base_offset, self.header.leader_epoch
+
+    @property
+    def base_offset(self) -> int:
+        return self.header.base_offset
+
+    @property
+    def next_offset(self) -> int:
+        return self.header.next_offset
+
+    @property
+    def payload(self) -> bytes:
+        return self.sent[HEADER_BYTES:]
+
+    @property
+    def next_sequence(self) -> int:
+        return self.producer[2] + self.next_offset - self.base_offset
 
 
 @dataclass(slots=True)
@@ -67,7 +87,7 @@ class Ledger:
     def allowed(self, crash_at: int) -> dict[tuple[int, int], Entry]:
         """What may be there, by (base offset, leader epoch)."""
         return {
-            (entry.base_offset, entry.leader_epoch): entry
+            entry.key: entry
             for entry in self.entries
             if entry.written_at <= crash_at < entry.cut_at
         }
@@ -108,7 +128,7 @@ class Ledger:
         for entry in self.written(crash_at):
             promised = entry.synced_at <= crash_at <= entry.cutting_at
             gone = entry.cut_at <= crash_at
-            is_there = (entry.base_offset, entry.leader_epoch) in there
+            is_there = entry.key in there
             # Retention takes the records, not what is remembered of their producers.
             is_there |= entry.next_offset <= log_start and not gone
             next_life.entries.append(

@@ -2,10 +2,12 @@
 
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import pyarrow as pa
 
+from ray_stream.errors import StorageFullError
 from ray_stream.log.options import LogOptions
 from ray_stream.log.partition_log import Appended, PartitionLog
 from ray_stream.records.builder import RecordColumns, build_batch
@@ -152,34 +154,28 @@ class Run:
             producers.append(producer)
             sent.append(make_batch(f"{self.numbered:06}", records, padding, producer))
         begun_at = self.now
-        epoch = self.log.leader_epoch
-        answers = self.log.append(sent, leader_epoch=epoch, now_ms=NOW_MS)
+        answers = self.log.append(sent, leader_epoch=self.log.leader_epoch, now_ms=NOW_MS)
         for answer, batch, producer in zip(answers, sent, producers, strict=True):
-            assert isinstance(answer, Appended), answer
-            self.ledger.entries.append(
-                Entry(
-                    self.written_at(begun_at, batch[HEADER_BYTES:]),
-                    answer.base_offset,
-                    answer.next_offset,
-                    epoch,
-                    batch[HEADER_BYTES:],
-                    producer,
-                    batch,
-                )
-            )
+            written = self.written(begun_at, batch[HEADER_BYTES:])
+            if isinstance(answer, StorageFullError) and self.storage.faults.capacity_bytes:
+                # A full disk may have taken the batch before the whole write was taken back.
+                cutting_at, cut_at = begun_at, self.now
+            else:
+                assert isinstance(answer, Appended), answer
+                assert written is not None, "an appended batch was written"
+                assert written[1].base_offset == answer.base_offset
+                cutting_at = cut_at = NEVER
+            if written is not None:
+                at, header = written
+                entry = Entry(at, header, batch, producer, cutting_at=cutting_at, cut_at=cut_at)
+                self.ledger.entries.append(entry)
 
-    def written_at(self, begun_at: int, payload: bytes) -> int:
-        """Behind which operation the payload was on the disk."""
-        operations = self.storage.disk.operations[begun_at:]
-        return (
-            begun_at
-            + 1
-            + next(
-                number
-                for number, one in enumerate(operations)
-                if isinstance(one, Write) and payload in one.data
-            )
-        )
+    def written(self, begun_at: int, payload: bytes) -> tuple[int, BatchHeader] | None:
+        """Behind which operation the payload was on the disk, and the header in front of it."""
+        for number, one in enumerate(self.storage.disk.operations[begun_at:], begun_at + 1):
+            if isinstance(one, Write) and (place := one.data.find(payload)) >= 0:
+                return number, decode_header(one.data, place - HEADER_BYTES)
+        return None
 
     def sync(self, meanwhile: Callable[[], None] | None = None) -> None:
         """A round of syncs; what is written `meanwhile` is not covered by it."""
@@ -215,7 +211,7 @@ class Run:
         """Producers go on behind the last batch of theirs that is left."""
         for producer_id in self.sequences:
             left = [
-                one.producer[2] + one.next_offset - one.base_offset
+                one.next_sequence
                 for one in self.ledger.entries
                 if one.producer[0] == producer_id
                 and one.next_offset <= end_offset
@@ -268,6 +264,16 @@ class Run:
     def sync_beside_appends(self) -> None:
         self.sync(meanwhile=lambda: self.append(self.rng.randint(1, 2)))
 
+    def fill_the_disk(self) -> None:
+        """Some of an append fits, or nothing; then there is room again."""
+        faults, disk = self.storage.faults, self.storage.disk
+        faults.capacity_bytes = disk.used_bytes() + self.rng.randint(0, 1500)
+        self.append(self.rng.randint(1, 3), padding=self.rng.choice((40, 400)))
+        with suppress(StorageFullError):
+            self.log.checkpoint()
+        faults.heal()
+        self.restore_sequences(self.log.written_end)
+
     def roll(self) -> None:
         self.log.roll()
 
@@ -290,6 +296,7 @@ STEPS: dict[Callable[[Run], None], int] = {
     Run.begin_epoch: 3,
     Run.reopen: 2,
     Run.alter: 2,
+    Run.fill_the_disk: 2,
 }
 
 

@@ -4,9 +4,10 @@ import random
 
 import pytest
 
+from ray_stream.errors import StorageFullError
 from ray_stream.testing.disk import DROPPED, KEPT, Rename, Unlink
 from ray_stream.testing.memory import MemoryStorage
-from tests.crash.runs import BOOT, FSYNC, Run, open_log
+from tests.crash.runs import BOOT, FSYNC, NOW_MS, Run, make_batch, open_log
 
 
 def machine_behind_the_last_rename(run: Run, end: int) -> MemoryStorage:
@@ -60,3 +61,16 @@ def test_a_log_whose_maker_was_killed_keeps_its_name_once_it_was_opened(run: Run
     open_log(machine, boot=BOOT).begin_epoch(0)
     lost = [DROPPED] * len(machine.disk.unsynced())
     assert open_log(machine.crashed(lost), boot="after").leader_epoch == 0
+
+
+def test_a_batch_that_a_full_disk_refused_does_not_come_back_with_a_power_loss(run: Run) -> None:
+    run.log.roll()
+    run.append(padding=5)
+    run.sync()
+    end = run.log.written_end
+    first, second = (make_batch(text, 1, 300, (-1, -1, -1)) for text in ("refused", "as well"))
+    run.storage.faults.capacity_bytes = run.storage.disk.used_bytes() + len(first) + 100
+    answers = run.log.append([first, second], leader_epoch=run.log.leader_epoch, now_ms=NOW_MS)
+    assert [type(answer) for answer in answers] == [StorageFullError] * 2
+    for machine in run.storage.crash_states(random.Random(0)):
+        assert open_log(machine, boot="after").written_end == end
