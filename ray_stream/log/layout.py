@@ -113,11 +113,19 @@ def read_snapshot(storage: Storage, segment: Segment) -> Producers | None:
         return None
 
 
-def write_snapshot(storage: Storage, segment: Segment, producers: Producers) -> None:
-    """Write the producer state at a segment's base. Not synced: it is a hint."""
+def write_snapshot(
+    storage: Storage, segment: Segment, producers: Producers, *, sync: bool = False
+) -> None:
+    """Write the producer state at a segment's base.
+
+    A lost one is made again from the segments in front of it, while those are in the log: so it is
+    synced together with its segment's name.
+    """
     file = storage.open(segment.path_of("snapshot"), create=True)
     try:
         file.truncate(0)
         file.write([producers.encode(segment.base_offset)], 0)
+        if sync:
+            file.sync()
     finally:
         file.close()

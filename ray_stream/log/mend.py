@@ -4,10 +4,14 @@ Owns: cutting a torn tail, going on behind damage, and folding batches into prod
 judging damage (`scan`), and the order of durable steps (`recovery`, `repair`).
 """
 
+import contextlib
+from collections.abc import Sequence
+
+from ray_stream.errors import StorageFullError
 from ray_stream.log.checkpoint import Checkpoint, DamagedRange, Place
 from ray_stream.log.epochs import LeaderEpochs
 from ray_stream.log.frames import Frame
-from ray_stream.log.layout import read_snapshot
+from ray_stream.log.layout import read_snapshot, write_snapshot
 from ray_stream.log.options import LogOptions
 from ray_stream.log.producers import Producers
 from ray_stream.log.scan import DamageAt, Scan
@@ -56,20 +60,22 @@ def ends_in_damage(scan: Scan, last: Segment) -> bool:
     return segment is last and damage.next_offset == NO_OFFSET
 
 
-def add_segment(
-    storage: Storage,
-    directory: str,
-    segments: list[Segment],
-    scan: Scan,
-    ranges: list[DamagedRange],
-    end: Place,
-) -> Place:
-    """Go on in a new file behind everything that was ever durable; its name is not synced.
+def needs_segment(scan: Scan, segments: list[Segment], end: Place, log_start: int) -> bool:
+    """Whether nothing can be appended to the last segment there is."""
+    return not segments or end.offset < log_start or ends_in_damage(scan, segments[-1])
+
+
+def offset_behind(scan: Scan, ranges: Sequence[DamagedRange], end: Place, log_start: int) -> int:
+    """The first offset that was never durable nor below the log start."""
+    return max([end.offset, scan.witnessed, log_start, *(one.next_offset for one in ranges)])
+
+
+def add_segment(storage: Storage, directory: str, segments: list[Segment], offset: int) -> Place:
+    """Go on in a new file; its name is not synced.
 
     Returns:
         Where the log ends now.
     """
-    offset = max([end.offset, scan.witnessed, *(one.next_offset for one in ranges)])
     segment = Segment(storage, directory, offset)
     segment.create()
     if segments:
@@ -86,6 +92,7 @@ def replay_producers(
     *,
     now_ms: int,
     epochs: LeaderEpochs | None = None,
+    snapshots: bool = False,
 ) -> Producers:
     """Fold the batches behind the last known producer state into it, and index them.
 
@@ -96,6 +103,7 @@ def replay_producers(
         options: the log's settings.
         now_ms: the wall clock, to forget who was silent too long.
         epochs: learns the leader epochs of the batches too.
+        snapshots: write the snapshots that are passed, synced: a power loss may have taken them.
     """
     producers, begin = _last_known(storage, segments, checkpoint)
     interval = options.index_interval_bytes
@@ -104,6 +112,10 @@ def replay_producers(
             continue
         at = begin if segment.base_offset == begin.segment else None
         at = at or Place(segment.base_offset, segment.base_offset, 0)
+        if snapshots and at.position == 0 and segment.base_offset:
+            # On a full disk the log opens all the same.
+            with contextlib.suppress(StorageFullError):
+                write_snapshot(storage, segment, producers, sync=True)
         if at.position == segment.size and segment.sealed_at == NO_OFFSET:
             continue
         if at.position == 0:

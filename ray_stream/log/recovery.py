@@ -28,12 +28,13 @@ from ray_stream.log.checkpoint import (
     write_checkpoint,
 )
 from ray_stream.log.epochs import LeaderEpochs
-from ray_stream.log.layout import list_segments, parent_of, split_left, write_snapshot
+from ray_stream.log.layout import list_segments, parent_of, split_left
 from ray_stream.log.mend import (
     add_segment,
     bytes_behind,
     cut_tail,
-    ends_in_damage,
+    needs_segment,
+    offset_behind,
     replay_producers,
 )
 from ray_stream.log.offline import EVERYTHING, OfflineMarker, write_marker
@@ -158,7 +159,8 @@ class _Recovery:
             return False
         last = segments[-1]
         return (
-            last.base_offset == durable.segment
+            self._checkpoint.log_start <= durable.offset
+            and last.base_offset == durable.segment
             and last.generation == self._checkpoint.generation
             and last.size == durable.position
         )
@@ -179,7 +181,7 @@ class _Recovery:
             # says is about to be shown, so it must not be forgotten.
             self._synced(lambda: self._storage.sync_directory(self._directory))
         epochs = LeaderEpochs(checkpoint.leader_epoch, checkpoint.epochs)
-        self._restore_times(segments[-1])
+        self._restore_times(segments)
         producers = self._replay(segments, checkpoint.durable, epochs)
         return Recovered(segments, left, checkpoint.durable, epochs, producers, checkpoint, report)
 
@@ -209,15 +211,18 @@ class _Recovery:
         end = cut_tail(tail, scan.cut) if scan.cut else scan.end
         self._synced(lambda: self._sync(tail, again=scan.cut is not None))
         segments = [*kept, *tail]
-        if not tail or ends_in_damage(scan, tail[-1]):
-            end = add_segment(self._storage, self._directory, segments, scan, ranges, end)
-        self._synced(lambda: self._storage.sync_directory(self._directory))
+        log_start = self._checkpoint.log_start
+        added = not tail or needs_segment(scan, segments, end, log_start)
+        if added:
+            offset = offset_behind(scan, ranges, end, log_start)
+            end = add_segment(self._storage, self._directory, segments, offset)
         for segment in segments:
             segment.close()
-        self._restore_times(segments[-1])
+        self._restore_times(segments)
         epochs = LeaderEpochs(self._checkpoint.leader_epoch, self._checkpoint.epochs)
         producers = self._replay(segments, end, epochs)
-        if damaged:
+        self._synced(lambda: self._storage.sync_directory(self._directory))
+        if damaged or added:
             self._settle(segments[-1], end, epochs, producers)
         return Recovered(segments, left, end, epochs, producers, self._checkpoint, report)
 
@@ -258,10 +263,12 @@ class _Recovery:
             for segment in tail:
                 segment.writing().sync()
 
-    def _restore_times(self, segment: Segment) -> None:
-        if segment.base_offset == self._checkpoint.durable.segment:
-            segment.first_timestamp = self._checkpoint.first_timestamp
-            segment.max_timestamp = self._checkpoint.max_timestamp
+    def _restore_times(self, segments: list[Segment]) -> None:
+        """Of the durable segment, which is gone on with in its middle."""
+        for segment in segments:
+            if segment.base_offset == self._checkpoint.durable.segment:
+                segment.first_timestamp = self._checkpoint.first_timestamp
+                segment.max_timestamp = self._checkpoint.max_timestamp
 
     # --- what the batches say --------------------------------------------------------------------
 
@@ -275,6 +282,7 @@ class _Recovery:
             self._options,
             now_ms=self._now_ms,
             epochs=epochs,
+            snapshots=not self._checkpoint.clean,
         )
 
     def _settle(
@@ -294,5 +302,3 @@ class _Recovery:
             producers=producers.encode(end.offset),
         )
         write_checkpoint(self._storage, self._directory, self._checkpoint)
-        if end.position == 0:
-            write_snapshot(self._storage, segment, producers)

@@ -183,14 +183,13 @@ class Segment:
             self.index.cut(end)
             last = self.index.last()
         except CorruptBatchError:
-            self.rebuild_index(interval)
+            self._index_anew(interval)
             return
         self._index_until = last.position if last is not None else 0
 
     def replay(self, begin: Walk, interval: int) -> Iterator[Frame | Damage]:
         """Walk over batches that are not indexed yet, from `begin` to the end, indexing them."""
-        if self._index_until < 0:
-            self.resume(begin.position, interval)
+        self.resume(begin.position, interval)
         self._size = begin.end
         with self.reading() as file:
             for found in walk(file, begin):
@@ -204,14 +203,16 @@ class Segment:
 
     def rebuild_index(self, interval: int) -> None:
         """Make the index again from the batches."""
-        self.index.clear()
-        self._index_until = 0
-        self.max_timestamp = NO_TIMESTAMP
-        for _ in self.replay(self.whole(), interval):
-            pass
+        self._index_anew(interval)
         if self.sealed_at != NO_OFFSET:
             self.index.add(IndexEntry(self.sealed_at, self.max_timestamp, self.size))
         self._flush_if_room()
+
+    def _index_anew(self, interval: int) -> None:
+        self.index.clear()
+        self.max_timestamp = NO_TIMESTAMP
+        for _ in self.replay(self.whole(), interval):
+            pass
 
     def _flush_if_room(self) -> None:
         """On a full disk the entries stay in memory: reads need them, and appends fail anyway."""

@@ -111,15 +111,19 @@ class LogState:
 
     def write_checkpoint(self, *, clean: bool = False) -> None:
         """Record what is durable; raises `StorageError`, then the old checkpoint holds."""
-        durable = self.syncs.place
+        durable = self._durable_place()
         segment = next((one for one in self.segments if one.base_offset == durable.segment), None)
+        interval = self.options.index_interval_bytes
         producers_at, producers = self._durable_producers(durable)
+        if producers_at is None and segment is not None and self.syncs.new_names:
+            self.syncs.sync_snapshot(segment)
+            self.storage.sync_directory(self.directory)
         checkpoint = Checkpoint(
             log_start=self.start,
             durable=durable,
             generation=segment.generation if segment else 0,
             first_timestamp=segment.first_timestamp if segment else NO_TIMESTAMP,
-            max_timestamp=segment.max_timestamp if segment else NO_TIMESTAMP,
+            max_timestamp=segment.greatest_time(interval) if segment else NO_TIMESTAMP,
             leader_epoch=self.epochs.claimed,
             epochs=self.epochs.entries,
             quarantine=self.reader.quarantine,
@@ -132,12 +136,18 @@ class LogState:
         write_checkpoint(self.storage, self.directory, checkpoint)
         self.on_disk = checkpoint
 
+    def _durable_place(self) -> Place:
+        """At the end of a sealed segment it is the beginning of the next, which stays longer."""
+        place = self.syncs.place
+        at_an_end = any(one.sealed_at == place.offset for one in self.segments)
+        return Place(place.offset, place.offset, 0) if at_an_end else place
+
     def _durable_producers(self, durable: Place) -> tuple[Place | None, bytes]:
         """The newest producer state at or in front of the durable place that can be gone on from.
 
         The batches behind it must still be in the log; None falls back to a segment's snapshot.
         """
-        if durable == self.end and not self._opened_offline:
+        if durable.offset == self.end.offset and not self._opened_offline:
             return durable, self.producers.encode(durable.offset)
         first = split_left(self.segments, self.start)[1][0].base_offset
         known = [(self.on_disk.producers_at, self.on_disk.producers)]

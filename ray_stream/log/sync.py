@@ -27,7 +27,6 @@ class SyncJob:
         "end",
         "names",
         "producers",
-        "sealed",
     )
 
     def __init__(
@@ -38,7 +37,6 @@ class SyncJob:
         end: Place,
         *,
         names: int,
-        sealed: int,
         producers: bytes | None,
     ) -> None:
         """Describe a round.
@@ -49,7 +47,6 @@ class SyncJob:
             directory: where they are.
             end: what will be durable afterwards.
             names: new names in the directory, to be synced before the last file.
-            sealed: how many sealed segments are among the paths.
             producers: the encoded producer state at `end`, when a checkpoint will want it.
         """
         self._storage = storage
@@ -58,7 +55,6 @@ class SyncJob:
         self._cancelled = False
         self.end = end
         self.names = names
-        self.sealed = sealed
         self.producers = producers
 
     @property
@@ -138,13 +134,14 @@ class SyncState:
         for segment in self._unsynced:
             paths.append(segment.path)
             paths += [path for path in segment.companions() if self._storage.exists(path)]
+        if self.new_names and active.base_offset:
+            paths.append(active.path_of("snapshot"))
         self.job = SyncJob(
             self._storage,
             (*paths, active.path),
             self._directory,
             end,
             names=self.new_names,
-            sealed=len(self._unsynced),
             producers=producers,
         )
         return self.job
@@ -156,11 +153,11 @@ class SyncState:
         self.job = None
         if job.cancelled or self.lost:
             return
-        for segment in self._unsynced[: job.sealed]:
-            segment.close()
-        del self._unsynced[: job.sealed]
         self.new_names -= job.names
         self.place = job.end
+        # One that was sealed while the round ran may be covered too.
+        while self._unsynced and self._unsynced[0].sealed_at <= self.place.offset:
+            self._unsynced.pop(0).close()
         if job.producers is not None:
             self.captured = (job.end, job.producers)
 
@@ -170,6 +167,8 @@ class SyncState:
         for segment in self._unsynced:
             segment.writing().sync()
         if self.new_names:
+            for segment in (*self._unsynced, active):
+                self.sync_snapshot(segment)
             self._storage.sync_directory(self._directory)
         if self.place.offset < end.offset:
             active.writing().sync()
@@ -178,6 +177,16 @@ class SyncState:
         self._unsynced.clear()
         self.new_names = 0
         self.place = end
+
+    def sync_snapshot(self, segment: Segment) -> None:
+        """Make the producer state at a segment's base durable."""
+        path = segment.path_of("snapshot")
+        if self._storage.exists(path):
+            file = self._storage.open(path)
+            try:
+                file.sync()
+            finally:
+                file.close()
 
     def cancel(self) -> None:
         """A round under way means nothing any more."""

@@ -10,8 +10,8 @@ checkpoint, then the files may go (STORAGE section 3).
 from ray_stream.errors import InvalidArgumentError, StorageError
 from ray_stream.log.checkpoint import Place
 from ray_stream.log.frames import Damage
-from ray_stream.log.layout import split_left
-from ray_stream.log.mend import replay_producers
+from ray_stream.log.layout import split_left, write_snapshot
+from ray_stream.log.mend import add_segment, replay_producers
 from ray_stream.log.segment import Segment
 from ray_stream.log.state import LogState
 from ray_stream.types import NO_OFFSET
@@ -34,11 +34,18 @@ def truncate(log: LogState, offset: int, *, now_ms: int) -> None:
     target.size = place.position
     target.rebuild_index(log.options.index_interval_bytes)
     log.end = place
-    log.reader.truncated(place.offset)
-    log.epochs.truncate(place.offset)
     log.producers = replay_producers(
         log.storage, log.segments, log.on_disk, log.options, now_ms=now_ms
     )
+    if place.offset < log.start:
+        # The log starts inside of the batch that is gone. No offset below the start comes back.
+        target.seal(log.start, log.options.index_interval_bytes)
+        log.end = log.syncs.place = add_segment(log.storage, log.directory, log.segments, log.start)
+        write_snapshot(log.storage, log.active, log.producers, sync=True)
+        log.storage.sync_directory(log.directory)
+        _let_leave(log)
+    log.reader.truncated(place.offset)
+    log.epochs.truncate(place.offset)
     log.write_checkpoint()
 
 
@@ -70,6 +77,11 @@ def advance_start(log: LogState, offset: int) -> None:
         log.start = before
         raise
     log.epochs.advance(offset)
-    left, _ = split_left(log.segments, offset)
+    _let_leave(log)
+
+
+def _let_leave(log: LogState) -> None:
+    """The segments below the log start are not part of the log any more."""
+    left, _ = split_left(log.segments, log.start)
     log.left += left
     del log.segments[: len(left)]
