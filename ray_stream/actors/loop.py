@@ -20,7 +20,7 @@ from ray_stream.errors import StorageError
 from ray_stream.log.partition_log import SyncJob
 
 LOG = logging.getLogger(__name__)
-SYNC_THREADS = 2
+SYNC_THREADS = 4
 SPREAD_THREADS = 8
 TURN_CALLS_MAX = 1_000
 IDLE_WAIT_S = 3600.0
@@ -56,6 +56,7 @@ class HostLoop:
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._sync_threads = ThreadPoolExecutor(SYNC_THREADS, thread_name_prefix=f"{name}-sync")
         self._thread: threading.Thread | None = None
+        self._synced_here = False
         self.niceness = 0
         self.turns = 0
 
@@ -79,8 +80,9 @@ class HostLoop:
         self._sync_threads.shutdown()
 
     def sync(self, job: SyncJob, done: Callable[[StorageError | None], None]) -> None:
-        """`Syncer`: on a thread of its own, or here when it is the one thing to do."""
-        if self._inbox.empty():
+        """`Syncer`: on a thread of its own, or here when it is the one thing to do in a turn."""
+        if not self._synced_here and self._inbox.empty():
+            self._synced_here = True
             done(_run_job(job))
             return
 
@@ -124,6 +126,7 @@ class HostLoop:
             call()
         except queue.Empty:
             pass
+        self._synced_here = False
         host.end_turn()
         deadline_ms = host.next_deadline_ms()
         if deadline_ms is not None and deadline_ms <= self._clock.monotonic_ms():
