@@ -9,9 +9,10 @@ entered as the owner of a directory which the newcomer reports as locked: a lock
 so that broker is gone and only nobody has said so yet. (Should the report be an old copy, the
 living broker finds its epoch stale, registers again, and its own locks end the ghost.)
 
-*Ids.* A process that registers again keeps its id. Otherwise it takes the lowest id that no
-living broker has and for which one of the directories that it sees was made: those that it has
-locked first. Otherwise it gets a new one.
+*Ids.* A process that registers again keeps its id. Otherwise it takes the lowest id for which a
+directory was made that it has locked and that no living broker has; or has and serves nothing: it
+took the id on sight, yields it, and registers again. Otherwise the lowest free id of a directory
+that it sees; otherwise a new one.
 
 *Fresh directories.* A broker that gets none to serve or acquire is told to make one, under an id
 that is durable before it is said. Not while the host misses a directory that holds partitions: an
@@ -95,7 +96,9 @@ def register_broker(image: Image, liveness: Liveness, command: RegisterBroker) -
     _refuse_shared(others, command, seen)
     earlier = liveness.on_node(command.node_id)
     same = earlier if earlier and earlier.incarnation == command.incarnation else None
-    broker_id = same.broker_id if same else _choose_id(image, others, seen)
+    broker_id = same.broker_id if same else _choose_id(image, liveness, others, seen)
+    if others.pop(broker_id, None) is not None:
+        gone.append(broker_id)
     broker = Living(
         broker_id,
         liveness.next_number,
@@ -200,12 +203,14 @@ def _refuse_shared(others: dict[int, Living], command: RegisterBroker, seen: _Se
             )
 
 
-def _choose_id(image: Image, others: dict[int, Living], seen: _Seen) -> int:
-    for directories in (seen.locked, seen.visible):
-        homes = {image.directories[directory_id].broker_id for directory_id in directories}
-        free = sorted(homes - others.keys())
-        if free:
-            return free[0]
+def _choose_id(image: Image, liveness: Liveness, others: dict[int, Living], seen: _Seen) -> int:
+    """An id that is free, or that its present holder has to yield."""
+    locked = {image.directories[directory_id].broker_id for directory_id in seen.locked}
+    visible = {image.directories[directory_id].broker_id for directory_id in seen.visible}
+    idle = others.keys() - frozenset(liveness.owners.values())
+    for choice in (locked - others.keys(), locked & idle, visible - others.keys()):
+        if choice:
+            return min(choice)
     return image.next_broker_id
 
 

@@ -107,11 +107,13 @@ def _accept_present(
 
 
 def _placed(image: Image, liveness: Liveness, topic: Topic, count: int) -> PartitionsPlaced:
-    nodes = []
-    for broker in liveness.brokers.values():
-        owned = liveness.owned(broker.broker_id)
-        if owned:
-            nodes.append(Node(broker.broker_id, broker.partition_actors_max, owned))
+    owned: dict[int, list[str]] = {}
+    for directory_id, broker_id in liveness.owners.items():
+        owned.setdefault(broker_id, []).append(directory_id)
+    nodes = [
+        Node(broker_id, liveness.brokers[broker_id].partition_actors_max, directories)
+        for broker_id, directories in owned.items()
+    ]
     if not nodes:
         raise BrokerNotAvailableError(
             f"no living broker has a directory to take the partitions of topic {topic.name!r}; "

@@ -194,6 +194,33 @@ def test_a_broker_takes_the_id_of_a_directory_that_it_has_locked_before_any_othe
     assert quick.broker_id == host.directories[other]
 
 
+def test_an_id_taken_on_sight_is_yielded_to_who_has_the_lock(
+    controller: Controller, host: Host
+) -> None:
+    """At the start of a cluster, the broker with the first directory may register last."""
+    first, second = Process(controller, host, "n1"), Process(controller, host, "n2")
+    assert second.register().acquire == [FIRST]
+    assert first.register().owned == [FIRST]
+    assert first.broker_id == 0
+    settle([first, second])
+    assert first.locked == [FIRST]
+    assert owners(controller) == host.directories
+    assert len(host.directories) == 2
+
+
+def test_an_id_that_serves_something_is_not_yielded(controller: Controller, host: Host) -> None:
+    (first,) = start(controller, host, "n1")
+    first.keep_only([])
+    del host.directories[FIRST]
+    first.register()
+    settle([first])
+    assert host.directories[first.locked[0]] == 0
+    host.directories[FIRST] = 0
+    second = Process(controller, host, "n2")
+    assert second.register().broker_id != 0
+    assert first.assignment().owned == first.locked
+
+
 def test_a_new_process_of_a_node_ends_the_old_one_for_good(
     controller: Controller, host: Host
 ) -> None:
