@@ -104,6 +104,12 @@ class Metadata(RuleBasedStateMachine):
             if process.broker_epoch >= 0:
                 self.try_(command)
 
+    @rule(number=NUMBERS)
+    def a_registration_arrives_late_or_twice(self, number: int) -> None:
+        for process in self.pick([*self.dead, *self.processes], number):
+            if process.sent is not None:
+                self.try_(process.sent)
+
     @rule(epochs=st.lists(st.integers(-1, 50), max_size=3))
     def the_controller_restarts(self, epochs: list[int]) -> None:
         earlier = self.controller.machine.image.controller_epoch
@@ -247,11 +253,12 @@ class Metadata(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """When everybody has had the time to follow, everything that is visible is served."""
-        for process in self.dead:
-            if process.broker_epoch >= 0:
-                self.try_(BrokerLost(process.broker_id, process.broker_epoch))
         for process in self.processes:
             process.register()
+        real = [(process.broker_id, process.broker_epoch) for process in self.processes]
+        for ghost in list(self.controller.machine.liveness.brokers.values()):
+            if (ghost.broker_id, ghost.broker_epoch) not in real:
+                self.controller.do(BrokerLost(ghost.broker_id, ghost.broker_epoch))
         settle(self.processes)
         machine = self.controller.machine
         for host in self.hosts:
@@ -283,4 +290,4 @@ class Metadata(RuleBasedStateMachine):
 
 
 TestMetadata = Metadata.TestCase
-TestMetadata.settings = settings(stateful_step_count=40)
+TestMetadata.settings = settings(max_examples=60, stateful_step_count=40)

@@ -128,6 +128,7 @@ class Process:
         self.broker_id = -1
         self.broker_epoch = -1
         self.serving: dict[PartitionKey, PartitionServed] = {}
+        self.sent: RegisterBroker | None = None
         self._hosts = itertools.count()
         self.lock(host.directories)
 
@@ -154,16 +155,15 @@ class Process:
 
     def register(self) -> BrokerRegistered:
         """Present itself, and keep what it owns."""
-        answer: BrokerRegistered = self.controller.do(
-            RegisterBroker(
-                self.node_id,
-                self.host.host_id,
-                self.incarnation,
-                f"broker@{self.node_id}",
-                self.actors_max,
-                self.reports(),
-            )
+        self.sent = RegisterBroker(
+            self.node_id,
+            self.host.host_id,
+            self.incarnation,
+            f"broker@{self.node_id}",
+            self.actors_max,
+            self.reports(),
         )
+        answer: BrokerRegistered = self.controller.do(self.sent)
         self.broker_id = answer.broker_id
         self.broker_epoch = answer.broker_epoch
         self.keep_only(answer.owned)
