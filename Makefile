@@ -72,8 +72,11 @@ chaos: setup  ## kill things (ROUNDS=20)
 sim: setup  ## seeded simulation (SEEDS=200)
 	@$(VENV)/bin/ray-stream sim --seeds $(SEEDS) $(ARGS)
 
-bench bench-long:  ## measure
-	@echo "$@: there are no benchmarks yet" >&2; exit 2
+bench: setup  ## measure thousands of partitions; writes benchmarks/results
+	@.venv/bin/python benchmarks/many_partitions.py
+
+bench-long:  ## measure for long
+	@echo "$@: there are no long benchmarks yet" >&2; exit 2
 
 lock:  ## resolve requirements.lock anew (needs uv)
 	@command -v $(UV) >/dev/null || { echo "lock: needs uv (or UV=/path/to/uv)" >&2; exit 1; }

@@ -107,7 +107,12 @@ class ControllerHost:
         topics, brokers = self.machine.metadata(request.topics)
         image = self.machine.image
         response = MetadataResponse(
-            image.cluster_id, image.controller_epoch, self.machine.version, topics, brokers
+            image.cluster_id,
+            image.controller_epoch,
+            self.machine.version,
+            topics,
+            brokers,
+            self.machine.opening(),
         )
         self._when_synced(lambda: reply(response))
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from ray_stream.actors import bootstrap, registry
 from ray_stream.actors.revival import revive_controller
-from ray_stream.actors.spawning import NAMESPACE, require_ray
+from ray_stream.actors.spawning import NAMESPACE, ray_address
 from ray_stream.actors.stubs import RayServices
 from ray_stream.client.admin import Admin
 from ray_stream.client.calls import Deadline, call
@@ -23,6 +23,7 @@ from ray_stream.client.consumer import Consumer
 from ray_stream.client.producer import Producer
 from ray_stream.client.reading import read, read_batches
 from ray_stream.clock import Clock, SystemClock
+from ray_stream.cluster.embedded import join
 from ray_stream.config import (
     ConsumerConfig,
     ConsumerOptions,
@@ -31,7 +32,7 @@ from ray_stream.config import (
     TopicOptions,
     validated,
 )
-from ray_stream.errors import ClosedError, ForkedProcessError
+from ray_stream.errors import ClosedError, ForkedProcessError, RayNotRunningError
 from ray_stream.rpc.messages import MetadataRequest, MetadataResponse
 from ray_stream.types import StartPosition, TopicDescription
 
@@ -51,12 +52,22 @@ class Cluster:
         address: str,
         *,
         on_exit: Callable[[], None] | None = None,
+        joins: bool = False,
     ) -> None:
-        """Args: on_exit: run once when an owning handle is closed; None: this one only closes."""
+        """Make a handle.
+
+        Args:
+            name: of the cluster.
+            cluster_id: of its data.
+            address: of its Ray.
+            on_exit: run once when an owning handle is closed; None: this one only closes.
+            joins: connect this process to that Ray at the first use, if it is to none.
+        """
         self._name = name
         self._cluster_id = cluster_id
         self._address = address
         self._on_exit = on_exit
+        self._joins = joins
         self._closed = False
         self._pid = os.getpid()
         self._clock = SystemClock()
@@ -102,6 +113,7 @@ class Cluster:
         return f"Cluster(name={self._name!r}, address={self._address!r}, {state})"
 
     def __reduce__(self) -> tuple[Any, ...]:
+        self._check_open()
         return (_copy_of, (self._name, NAMESPACE, self._cluster_id, self._address))
 
     def close(self) -> None:
@@ -209,28 +221,41 @@ class Cluster:
 
     # --- within ----------------------------------------------------------------------------------
 
-    def metadata(self, timeout: float = TIMEOUT_S) -> MetadataResponse:
-        """Topics, partitions and brokers as the controller sees them; for `status`."""
+    def metadata(
+        self, timeout: float = TIMEOUT_S, *, topics: list[str] | None = None
+    ) -> MetadataResponse:
+        """Topics (None: all), partitions and brokers as the controller sees them."""
         self._check()
         answer: MetadataResponse = call(
             self._services.controller.metadata,
-            MetadataRequest(None),
+            MetadataRequest(topics),
             deadline=Deadline(self._clock, timeout),
             what="asking the controller for metadata",
         )
         return answer
 
     def _check(self) -> None:
+        self._check_open()
+        if os.getpid() != self._pid:
+            raise ForkedProcessError(
+                "this handle was made before a fork; call ray_stream.connect() in the child"
+            )
+        if self._joins:
+            self._joins = False
+            join(self._address)
+        here = ray_address()
+        if here != self._address:
+            raise RayNotRunningError(
+                f"cluster {self._name!r} is in the Ray at {self._address}, and this process is "
+                f"connected to the one at {here} now: make a new handle with ray_stream.connect()"
+            )
+
+    def _check_open(self) -> None:
         if self._closed:
             raise ClosedError(
                 f"this handle on cluster {self._name!r} was closed: "
                 "make a new one with ray_stream.connect()"
             )
-        if os.getpid() != self._pid:
-            raise ForkedProcessError(
-                "this handle was made before a fork; call ray_stream.connect() in the child"
-            )
-        require_ray()
 
     def _revive(self) -> None:
         spec = registry.read_spec(self._name)
@@ -239,6 +264,6 @@ class Cluster:
 
 
 def _copy_of(name: str, namespace: str, cluster_id: str, address: str) -> Cluster:
-    """A handle unpickled in another process: it never owns."""
+    """A handle unpickled in another process: it connects when it is first used; it never owns."""
     del namespace
-    return Cluster(name, cluster_id, address)
+    return Cluster(name, cluster_id, address, joins=True)

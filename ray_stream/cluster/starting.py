@@ -9,15 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import ray
 
 from ray_stream.actors import bootstrap
 from ray_stream.actors.boot import DATA_DIR_VARIABLE, data_root
 from ray_stream.actors.settings import ClusterSpec, Seat
 from ray_stream.actors.spawning import alive_nodes
-from ray_stream.client.calls import pause
-from ray_stream.cluster.embedded import find_ray, start_local_ray, stop_local_ray
+from ray_stream.client.calls import Deadline, pause
+from ray_stream.clock import SystemClock
+from ray_stream.cluster import embedded
 from ray_stream.cluster.handle import Cluster
 from ray_stream.config import ClusterConfig, check_cluster_name, validated
 from ray_stream.errors import (
@@ -29,7 +29,7 @@ from ray_stream.errors import (
 )
 from ray_stream.rpc.messages import API_VERSION
 
-POLL_MS = 100
+POLL_MS = 50
 
 
 def start(
@@ -49,7 +49,8 @@ def start(
     Args:
         name: of the cluster; several live side by side.
         address: `host:port` of a running Ray.
-        data_dir: a path on every node; default: `RAY_STREAM_DATA_DIR`, else a per-user directory.
+        data_dir: a path on every node; default: `RAY_STREAM_DATA_DIR` here, then on each node, else
+            a per-user directory.
         nodes: labels of the Ray nodes that get a broker; default: the nodes alive now.
         config: settings of the cluster, as `ClusterConfig`.
 
@@ -57,33 +58,29 @@ def start(
         A handle. Every topic, record and offset that the directories hold is there again.
 
     Raises:
-        ClusterConfigMismatchError: it runs with another `data_dir` or `config`.
+        ClusterConfigMismatchError: it runs with another `data_dir`, `nodes` or `config`.
         DataDirError: the directory cannot be used; the subclass and the message say why.
         TimeoutExpiredError: not up within `start_timeout_ms`.
     """
     check_cluster_name(name)
     settings = validated(ClusterConfig, config or {}, "cluster")
     path = _absolute(data_dir)
-    root = _usable(Path(data_root(path, name)))
-    connected = find_ray(address, root)
-    if connected is None:
-        connected = start_local_ray(root)
-
-    def on_exit() -> None:
-        bootstrap.stop_cluster(name)
-        stop_local_ray(root)
-
+    root = Path(data_root(path, name))
+    with embedded.JOINING:
+        connected = embedded.find_ray(address, root)
+        if connected is None:
+            _check_usable(root)
+            connected = embedded.start_local_ray()
+    on_exit = _end(name, connected.address, root) if connected.started_here else None
     try:
-        spec, seat = _attach_or_start(name, data_dir, path, nodes, config, settings)
-        cluster = Cluster(
-            name,
-            seat.cluster_id,
-            connected.address,
-            on_exit=on_exit if connected.started_here else None,
-        )
-        _wait_until_served(cluster, spec)
+        deadline = Deadline(SystemClock(), settings.start_timeout_ms / 1000)
+        wanted = _wanted(name, data_dir, path, nodes, settings)
+        spec, seat = _attach_or_start(wanted, data_dir is not None, config or {}, deadline)
+        cluster = Cluster(name, seat.cluster_id, connected.address, on_exit=on_exit)
+        _wait_until_served(cluster, spec, deadline)
+        embedded.announce(root)
     except BaseException:
-        if connected.started_here:
+        if on_exit is not None:
             on_exit()
         raise
     return cluster
@@ -107,8 +104,9 @@ def connect(
         ClusterNotFoundError: no such cluster runs where we looked; nothing is started.
     """
     check_cluster_name(name)
-    root = Path(data_root(_absolute(data_dir), name))
-    if find_ray(address, root) is None:
+    with embedded.JOINING:
+        connected = embedded.find_ray(address, Path(data_root(_absolute(data_dir), name)))
+    if connected is None:
         raise ClusterNotFoundError(
             f"no Ray is running here and none is named by address or RAY_ADDRESS, so cluster "
             f"{name!r} cannot be found: start it with ray_stream.start(name={name!r}), or pass "
@@ -117,85 +115,125 @@ def connect(
     found = bootstrap.find_cluster(name)
     if found is None:
         raise ClusterNotFoundError(
-            f"no cluster named {name!r} runs in this Ray: start it with "
+            f"no cluster named {name!r} runs in the Ray at {connected.address}: start it with "
             f"ray_stream.start(name={name!r}) or `ray-stream start --name {name}`"
         )
     _, seat = found
-    return Cluster(name, seat.cluster_id, str(ray.get_runtime_context().gcs_address))
+    return Cluster(name, seat.cluster_id, connected.address)
 
 
-def _attach_or_start(
+def _end(name: str, address: str, root: Path) -> Any:
+    """What ends a cluster together with the local Ray that was started for it."""
+
+    def end() -> None:
+        try:
+            if embedded.is_here(address):
+                bootstrap.stop_cluster(name)
+        finally:
+            embedded.stop_local_ray(root)
+
+    return end
+
+
+def _wanted(
     name: str,
     data_dir: str | os.PathLike[str] | None,
     path: str | None,
     nodes: Mapping[str, str] | None,
-    config: Mapping[str, Any] | None,
     settings: ClusterConfig,
-) -> tuple[ClusterSpec, Seat]:
+) -> ClusterSpec:
+    """The spec of the cluster that the caller means, were it started now."""
     alive = alive_nodes()
-    chosen = [
-        node_id
-        for node_id, node in alive.items()
-        if nodes is None or dict(nodes).items() <= (node.get("Labels") or {}).items()
-    ]
-    if not chosen:
-        raise InvalidArgumentError(
-            f"no living Ray node has the labels {dict(nodes or {})}: see `ray list nodes`"
-        )
-    spec = ClusterSpec(
-        name=name,
-        data_dir=path,
-        selector=None if nodes is None else dict(nodes),
-        node_ids=chosen,
-        config=settings,
-        api_version=API_VERSION,
-    )
-    found = bootstrap.find_cluster(name)
-    if found is not None:
-        running, seat = found
-        _check_same(running, spec, config)
-        if bootstrap.controller_lives(name):
-            return running, seat
-        spec = msgspec.structs.replace(spec, data_dir=running.data_dir, config=running.config)
-    elif data_dir is not None and len(alive) > 1 and not Path(data_dir).is_absolute():
+    selector = None if nodes is None else dict(nodes)
+    if data_dir is not None and len(alive) > 1 and not Path(data_dir).is_absolute():
         raise DataDirError(
             f"data_dir={os.fspath(data_dir)!r} is relative and this Ray has {len(alive)} nodes: "
             "give an absolute path that is valid on each of them"
         )
-    return spec, bootstrap.start_cluster(spec, ray.get_runtime_context().get_node_id())
+    return ClusterSpec(
+        name=name,
+        data_dir=path,
+        selector=selector,
+        node_ids=[
+            node_id
+            for node_id, node in alive.items()
+            if selector is None or selector.items() <= (node.get("Labels") or {}).items()
+        ],
+        config=settings,
+        api_version=API_VERSION,
+    )
+
+
+def _attach_or_start(
+    wanted: ClusterSpec, names_data: bool, given: Mapping[str, Any], deadline: Deadline
+) -> tuple[ClusterSpec, Seat]:
+    running = bootstrap.running_spec(wanted.name)
+    if running is not None:
+        _check_same(running, wanted, names_data, given)
+        found = bootstrap.find_cluster(wanted.name)
+        if found is not None and bootstrap.controller_lives(wanted.name):
+            return found
+    if not wanted.node_ids:
+        raise InvalidArgumentError(
+            f"no living Ray node has the labels {wanted.selector}: see `ray list nodes`"
+        )
+    near = ray.get_runtime_context().get_node_id()
+    return bootstrap.start_cluster(wanted, near, deadline.left_ms() / 1000)
 
 
 def _check_same(
-    running: ClusterSpec, wanted: ClusterSpec, config: Mapping[str, Any] | None
+    running: ClusterSpec, wanted: ClusterSpec, names_data: bool, given: Mapping[str, Any]
 ) -> None:
-    if wanted.data_dir is not None and wanted.data_dir != running.data_dir:
+    name = running.name
+    here = data_root(running.data_dir, name)
+    if names_data and data_root(wanted.data_dir, name) != here:
         raise ClusterConfigMismatchError(
-            f"cluster {running.name!r} runs with data_dir={running.data_dir!r}, not "
-            f"{wanted.data_dir!r}: leave data_dir out to attach, or use another name"
+            f"cluster {name!r} runs with its data in {here!r}, not in "
+            f"{data_root(wanted.data_dir, name)!r}: leave data_dir out to attach, or use another "
+            "name"
         )
-    for key in config or {}:
+    if wanted.selector is not None and wanted.selector != running.selector:
+        raise ClusterConfigMismatchError(
+            f"cluster {name!r} runs with nodes={running.selector}, not {wanted.selector}: leave "
+            "nodes out to attach, or stop the cluster first"
+        )
+    for key in given:
         ours, theirs = getattr(wanted.config, key), getattr(running.config, key)
         if ours != theirs:
             raise ClusterConfigMismatchError(
-                f"cluster {running.name!r} runs with {key}={theirs!r}, not {ours!r}: leave config "
+                f"cluster {name!r} runs with {key}={theirs!r}, not {ours!r}: leave config "
                 "out to attach, or stop the cluster first"
             )
 
 
 def _absolute(data_dir: str | os.PathLike[str] | None) -> str | None:
-    if data_dir is None:
+    """The directory as the nodes are told it; None: each node's own default.
+
+    What the caller's environment says counts before the nodes' own.
+    """
+    chosen = data_dir if data_dir is not None else os.environ.get(DATA_DIR_VARIABLE) or None
+    if chosen is None:
         return None
-    if not os.fspath(data_dir):
-        raise DataDirError("data_dir is empty: give a directory, or leave it out")
-    return str(Path(data_dir).absolute())
+    try:
+        given = os.fsdecode(chosen)
+    except TypeError:
+        raise DataDirError(
+            f"data_dir={chosen!r} is no path: give a directory as str or Path"
+        ) from None
+    if not given or "\0" in given:
+        raise DataDirError(f"data_dir={given!r} names no directory: give one, or leave it out")
+    return str(Path(given).absolute())
 
 
-def _usable(root: Path) -> Path:
-    """Refuse early what no node could use either; other nodes check their own."""
+def _check_usable(root: Path) -> None:
+    """Refuse what a local Ray could not use, before one is started."""
     try:
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except FileExistsError as error:
-        raise DataDirError(f"{root} is a file: data_dir must be a directory") from error
+    except (FileExistsError, NotADirectoryError) as error:
+        raise DataDirError(
+            f"{error.filename} is a file, so data cannot be kept in {root}: data_dir must be a "
+            "directory"
+        ) from error
     except OSError as error:
         raise DataDirError(
             f"{root} cannot be made ({error.strerror}): give a data_dir that this user may write, "
@@ -203,30 +241,23 @@ def _usable(root: Path) -> Path:
         ) from error
     if not os.access(root, os.R_OK | os.W_OK | os.X_OK):
         raise DataDirError(f"{root} cannot be written by this user: give another data_dir")
-    return root
 
 
-def _wait_until_served(cluster: Cluster, spec: ClusterSpec) -> None:
+def _wait_until_served(cluster: Cluster, spec: ClusterSpec, deadline: Deadline) -> None:
     """Wait for every broker, and for partitions that one is opening.
 
     What stays down is no reason to wait: `describe_topic` tells why.
     """
-    clock = cluster.clock
-    timeout_ms = spec.config.start_timeout_ms
-    deadline_ms = clock.monotonic_ms() + timeout_ms
     while True:
         nodes = sum(node_id in spec.node_ids for node_id in alive_nodes())
-        left_s = max(1.0, (deadline_ms - clock.monotonic_ms()) / 1000)
-        metadata = cluster.metadata(left_s)
+        metadata = cluster.metadata(max(1.0, deadline.left_ms() / 1000), topics=[])
         brokers = sum(broker.alive for broker in metadata.brokers)
-        opening = sum(
-            partition.opening for topic in metadata.topics for partition in topic.partitions
-        )
+        opening = metadata.opening
         if brokers >= nodes and not opening:
             return
-        if clock.monotonic_ms() > deadline_ms:
+        if not deadline.left_ms():
             raise TimeoutExpiredError(
-                f"cluster {cluster.name!r} runs, but after {timeout_ms} ms "
+                f"cluster {cluster.name!r} runs, but after {deadline.timeout_s:g} s "
                 f"{brokers} of {nodes} brokers are up and {opening} partitions are still being "
                 "opened; attach to it with ray_stream.connect(), or raise start_timeout_ms"
             )

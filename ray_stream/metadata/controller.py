@@ -187,6 +187,10 @@ class MetadataMachine:
             views.broker_metadata(self.image, self.liveness),
         )
 
+    def opening(self) -> int:
+        """Partitions that nothing serves yet and a living broker is about to."""
+        return views.count_opening(self.image, self.liveness)
+
     def assignment(self, broker_id: int, broker_epoch: int | None = None) -> BrokerAssignment:
         """All that a broker has to do.
 

@@ -61,6 +61,23 @@ def _partition_metadata(
     return PartitionMetadata(key[1], -1, partition.leader_epoch, "", [replica], [], reason, opening)
 
 
+def count_opening(image: Image, liveness: Liveness) -> int:
+    """Partitions that nothing serves yet and a living broker is about to."""
+    return sum(
+        _is_opening(image, liveness, (topic.topic_id, number), partition)
+        for topic in image.topics.values()
+        for number, partition in enumerate(topic.partitions)
+    )
+
+
+def _is_opening(image: Image, liveness: Liveness, key: PartitionKey, partition: Partition) -> bool:
+    if served_by(image, liveness, key) is not None:
+        return False
+    directory = image.directories[partition.directory_id]
+    broker = liveness.owner(partition.directory_id)
+    return _offline_reason(liveness, key, partition, directory, broker)[1]
+
+
 def _offline_reason(
     liveness: Liveness,
     key: PartitionKey,

@@ -189,6 +189,8 @@ class MetadataResponse(msgspec.Struct, frozen=True, tag=True, array_like=True):
     version: int
     topics: list[TopicMetadata]
     brokers: list[BrokerMetadata]
+    opening: int = 0
+    """Partitions of all topics that nothing serves yet and a living broker is about to."""
 
 
 class WatchAssignment(msgspec.Struct, frozen=True, tag=True, array_like=True):
