@@ -5,7 +5,8 @@ Owns: names, Kafka's numbers, whether a retry may help. Refuses: deciding when t
 * RayStreamError
   - UnknownOptionError, InvalidConfigError, ConfigNotEnforcedError
   - ClosedError, ConcurrentAccessError, ForkedProcessError, TimeoutExpiredError
-  - ClusterNotFoundError, ClusterConfigMismatchError, DataDir…Error, StorageOfflineError
+  - ClusterNotFoundError, ClusterConfigMismatchError, ActorStartError
+  - DataDir…Error, StorageOfflineError
   - Unknown…, Invalid…, …AlreadyExistsError: what was asked for is wrong
   - RecordTooLargeError, SchemaError, SerializationError, DeserializationError
   - CorruptRecordError, OffsetOutOfRangeError
@@ -150,6 +151,10 @@ class ClusterNotFoundError(RayStreamError):
 
 class ClusterConfigMismatchError(RayStreamError):
     """The cluster already runs with another `data_dir` or `config`."""
+
+
+class ActorStartError(RayStreamError):
+    """An actor of the cluster could not be started; the message has Ray's reason."""
 
 
 class InconsistentClusterIdError(RayStreamError):

@@ -11,7 +11,6 @@ not, the start waits for it and fails at its deadline, naming it.
 import contextlib
 import time
 import uuid
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any
 
 import msgspec
@@ -19,12 +18,12 @@ import ray
 from ray.exceptions import RayError
 
 from ray_stream.actors import registry, spawning
+from ray_stream.actors.answers import answer_of, raise_plain
 from ray_stream.actors.broker import BrokerActorClass
-from ray_stream.actors.directories import Survey
+from ray_stream.actors.directories import SeenDirectory, Survey
 from ray_stream.actors.revival import start_controller
-from ray_stream.actors.settings import ClusterSpec, Seat, packed
+from ray_stream.actors.settings import ClusterSpec, Founding, Seat, packed
 from ray_stream.errors import (
-    ClusterNotFoundError,
     DataDirError,
     DataDirInUseError,
     InconsistentClusterIdError,
@@ -32,9 +31,14 @@ from ray_stream.errors import (
     TimeoutExpiredError,
 )
 
-POLL_S = 0.1
+POLL_S = 0.05
 STOP_S = 20.0
 PING_S = 5.0
+
+
+def running_spec(name: str) -> ClusterSpec | None:
+    """What was decided about a cluster that was started in this Ray, or is being started."""
+    return registry.read_spec(name)
 
 
 def find_cluster(name: str) -> tuple[ClusterSpec, Seat] | None:
@@ -49,35 +53,53 @@ def controller_lives(name: str) -> bool:
     if actor is None:
         return False
     try:
-        _result(actor.ping.remote(), time.monotonic() + PING_S, "asking the controller")
+        answer_of(actor.ping.remote(), time.monotonic() + PING_S, "asking the controller")
     except (RayError, TimeoutExpiredError):
         return False
     return True
 
 
-def start_cluster(spec: ClusterSpec, near_node: str) -> Seat:
-    """Bring a cluster up on the nodes of `spec`; returns where its controller runs.
+def start_cluster(
+    wanted: ClusterSpec, near_node: str, timeout_s: float
+) -> tuple[ClusterSpec, Seat]:
+    """Bring a cluster up; join in where somebody else is at it.
 
     Args:
-        spec: what to start.
+        wanted: what to start; where a spec is recorded already, that one counts, for the nodes of
+            this one.
         near_node: the node that gets the metadata log of a new cluster, if it is one of them.
+        timeout_s: seconds until it must be up.
+
+    Returns:
+        The spec that counts, and where its controller runs.
 
     Raises:
         DataDirError: a node's data directory cannot be used, or the metadata log is missing.
-        TimeoutExpiredError: not up within `start_timeout_ms`.
+        TimeoutExpiredError: not up in time.
+        RayStreamError: what an actor raised at its start.
     """
-    deadline = time.monotonic() + spec.config.start_timeout_ms / 1000
-    registry.write_spec(spec)
+    deadline_s = time.monotonic() + timeout_s
+    is_first = registry.claim_spec(wanted)
+    spec = wanted
+    if not is_first:
+        recorded = registry.read_spec(wanted.name) or wanted
+        spec = msgspec.structs.replace(recorded, node_ids=wanted.node_ids)
+        registry.write_spec(spec)
     try:
-        brokers = {node_id: _broker(spec, node_id) for node_id in spec.node_ids}
-        seat, fresh, epochs = _choose_seat(spec, brokers, near_node, deadline)
-        registry.write_seat(spec.name, seat)
-        start_controller(spec, seat, fresh=fresh, directory_epochs=epochs)
-    except RayError as error:
-        raise _started_badly(spec, error) from error
-    except BaseException:
-        stop_cluster(spec.name)
+        return spec, _start(spec, near_node, deadline_s)
+    except BaseException as error:
+        if is_first:  # whoever joined in must not end what others run
+            stop_cluster(spec.name)
+        if isinstance(error, RayError):
+            raise_plain(error, f"starting cluster {spec.name!r}")
         raise
+
+
+def _start(spec: ClusterSpec, near_node: str, deadline_s: float) -> Seat:
+    brokers = {node_id: _broker(spec, node_id) for node_id in spec.node_ids}
+    seat, fresh, epochs = _choose_seat(spec, brokers, near_node, deadline_s)
+    registry.write_seat(spec.name, seat)
+    start_controller(spec, seat, fresh=fresh, directory_epochs=epochs, deadline_s=deadline_s)
     return seat
 
 
@@ -89,34 +111,45 @@ def _broker(spec: ClusterSpec, node_id: str) -> Any:
 
 
 def _choose_seat(
-    spec: ClusterSpec, brokers: dict[str, Any], near_node: str, deadline: float
+    spec: ClusterSpec, brokers: dict[str, Any], near_node: str, deadline_s: float
 ) -> tuple[Seat, bool, list[int]]:
-    in_use_at = time.monotonic() + spec.config.lock_timeout_ms / 1000
+    """The controller's seat, whether its log is yet to be made, and all epochs seen."""
+    in_use_s = time.monotonic() + spec.config.lock_timeout_ms / 1000
     while True:
-        surveys = _surveys(brokers, deadline)
+        surveys = _surveys(brokers, deadline_s)
         cluster_id = _one_cluster(surveys)
         if not cluster_id:
-            return _make_cluster(brokers, surveys, near_node, deadline)
+            return _make_cluster(spec.name, brokers, surveys, near_node, deadline_s)
         epochs = [one.controller_epoch for survey in surveys.values() for one in survey.directories]
         for node_id, survey in surveys.items():
             for found in survey.directories:
-                if found.has_metadata and found.locked:
+                unclaimed = _is_unclaimed(found, epochs)
+                if found.locked and (found.has_metadata or unclaimed):
                     seat = Seat(
                         cluster_id=cluster_id,
                         node_id=node_id,
                         host_id=survey.host_id,
                         directory=found.path,
                     )
-                    return seat, False, epochs
-        _give_up_in_time(spec, surveys, in_use_at, deadline)
+                    return seat, unclaimed, epochs
+        _give_up_in_time(spec, surveys, in_use_s, deadline_s)
         time.sleep(POLL_S)
 
 
-def _surveys(brokers: dict[str, Any], deadline: float) -> dict[str, Survey]:
+def _is_unclaimed(found: SeenDirectory, epochs: list[int]) -> bool:
+    """Whether this is where a new cluster's first start was cut off.
+
+    A controller writes its epoch into the identity before its first answer. So where no directory
+    has seen one, nothing was ever acknowledged, and making the log loses nothing.
+    """
+    return found.directory_id == found.metadata_directory_id and max(epochs) < 0
+
+
+def _surveys(brokers: dict[str, Any], deadline_s: float) -> dict[str, Survey]:
     asked = {node_id: broker.survey.remote() for node_id, broker in brokers.items()}
     surveys = {}
     for node_id, reference in asked.items():
-        raw = _result(reference, deadline, "a node's survey of its data directory")
+        raw = answer_of(reference, deadline_s, "a node's survey of its data directory")
         surveys[node_id] = msgspec.json.decode(raw, type=Survey)
         surveys[node_id].raise_if_unusable()
     return surveys
@@ -134,36 +167,52 @@ def _one_cluster(surveys: dict[str, Survey]) -> str:
 
 
 def _make_cluster(
-    brokers: dict[str, Any], surveys: dict[str, Survey], near_node: str, deadline: float
+    name: str,
+    brokers: dict[str, Any],
+    surveys: dict[str, Survey],
+    near_node: str,
+    deadline_s: float,
 ) -> tuple[Seat, bool, list[int]]:
-    node_id = near_node if near_node in brokers else next(iter(brokers))
-    cluster_id = uuid.uuid4().hex
-    directory_id = uuid.uuid4().hex
-    reference = brokers[node_id].make_first_directory.remote(cluster_id, directory_id)
-    path = _result(reference, deadline, "making the first data directory")
+    begin = registry.founding(
+        name,
+        Founding(
+            cluster_id=uuid.uuid4().hex,
+            directory_id=uuid.uuid4().hex,
+            node_id=near_node if near_node in brokers else next(iter(brokers)),
+        ),
+    )
+    if begin.node_id not in brokers:
+        raise DataDirError(
+            f"cluster {name!r} was to begin on node {begin.node_id}, which is gone or was not "
+            "chosen: stop the cluster (`ray-stream stop`), then start it again"
+        )
+    reference = brokers[begin.node_id].make_first_directory.remote(
+        begin.cluster_id, begin.directory_id
+    )
+    path = answer_of(reference, deadline_s, "making the first data directory")
     seat = Seat(
-        cluster_id=cluster_id,
-        node_id=node_id,
-        host_id=surveys[node_id].host_id,
+        cluster_id=begin.cluster_id,
+        node_id=begin.node_id,
+        host_id=surveys[begin.node_id].host_id,
         directory=path,
     )
     return seat, True, []
 
 
 def _give_up_in_time(
-    spec: ClusterSpec, surveys: dict[str, Survey], in_use_at: float, deadline: float
+    spec: ClusterSpec, surveys: dict[str, Survey], in_use_s: float, deadline_s: float
 ) -> None:
     """Raise when the metadata log was waited for long enough."""
     found = [one for survey in surveys.values() for one in survey.directories]
     now = time.monotonic()
     for one in found:
-        if one.has_metadata and now > in_use_at:
+        if one.has_metadata and now > in_use_s:
             raise DataDirInUseError(
                 f"{one.path} is in use by {one.holder or 'another process'}: stop that cluster "
                 "first (`ray-stream stop`), attach to it with its address, or give this one "
                 "another data_dir"
             )
-    if now > deadline:
+    if now > deadline_s:
         names = ", ".join(sorted({one.metadata_directory_id for one in found}))
         raise DataDirError(
             f"cluster {spec.name!r} has data here, but the directory {names} with its metadata log "
@@ -180,6 +229,10 @@ def stop_cluster(name: str) -> list[str]:
     # The controller first: it would start the others again. Brokers close their hosts' logs.
     for prefix in (f"{name}/controller", f"{name}/broker/", f"{name}/host/"):
         ended += _stop_all([one for one in names if one.startswith(prefix)])
+    deadline_s = time.monotonic() + STOP_S
+    while spawning.living_actors(name) and time.monotonic() < deadline_s:
+        # A start that follows at once must not find actors that are about to end.
+        time.sleep(POLL_S)
     return ended
 
 
@@ -190,28 +243,10 @@ def _stop_all(names: list[str]) -> list[str]:
         if actor is not None:
             actors[name] = actor
     stops = {name: actor.stop.remote() for name, actor in actors.items()}
-    deadline = time.monotonic() + STOP_S
+    deadline_s = time.monotonic() + STOP_S
     for name, reference in stops.items():
         # Whatever does not end in time is ended hard: recovery takes it from there.
         with contextlib.suppress(RayError, RayStreamError):
-            _result(reference, deadline, f"stopping {name}")
+            answer_of(reference, deadline_s, f"stopping {name}")
         ray.kill(actors[name])
     return list(actors)
-
-
-def _result(reference: Any, deadline: float, what: str) -> Any:
-    """Wait for a call in a way that Ctrl-C interrupts."""
-    future = reference.future()
-    while True:
-        try:
-            return future.result(min(0.2, max(0.0, deadline - time.monotonic())))
-        except FutureTimeoutError:
-            if time.monotonic() > deadline:
-                raise TimeoutExpiredError(f"{what} took too long") from None
-
-
-def _started_badly(spec: ClusterSpec, error: RayError) -> RayStreamError:
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, RayStreamError):
-        return cause
-    return ClusterNotFoundError(f"cluster {spec.name!r} could not be started: {error}")

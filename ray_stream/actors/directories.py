@@ -4,8 +4,11 @@ Owns: scanning the root, locks, identities, new directories. Refuses: choosing: 
 which to make is the controller's word (`metadata.adoption`).
 """
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import wraps
+from typing import Concatenate, ParamSpec, TypeVar
 
 import msgspec
 
@@ -23,6 +26,9 @@ from ray_stream.metadata.commands import (
     NewDirectory,
 )
 from ray_stream.rpc.messages import ErrorInfo
+
+Arguments = ParamSpec("Arguments")
+ResultT = TypeVar("ResultT")
 
 
 class SeenDirectory(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,17 +76,34 @@ class _Held:
     lock: Lock
 
 
+def _in_turn(
+    method: "Callable[Concatenate[BrokerDirectories, Arguments], ResultT]",
+) -> "Callable[Concatenate[BrokerDirectories, Arguments], ResultT]":
+    """One caller at a time: a start's survey and a registration's come on threads of their own."""
+
+    @wraps(method)
+    def locked(
+        self: "BrokerDirectories", /, *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> ResultT:
+        with self.turn:
+            return method(self, *args, **kwargs)
+
+    return locked
+
+
 class BrokerDirectories:
-    """The directories of one broker process. Called from one thread at a time."""
+    """The directories of one broker process. Safe from any thread."""
 
     def __init__(self, root: str, host_id: str, holder: Holder) -> None:
         """Args: root: the cluster's directory on this node; holder: this process, for its locks."""
+        self.turn = threading.RLock()
         self._storage = DiskStorage()
         self._root = root
         self._host_id = host_id
         self._holder = holder
         self._held: dict[str, _Held] = {}
 
+    @_in_turn
     def survey(self, *, take_locks: bool) -> Survey:
         """Look at the root; with `take_locks`, lock every directory that is free."""
         self._storage.make_directory(self._root)
@@ -98,6 +121,7 @@ class BrokerDirectories:
             seen.append(self._seen(found.identity, found.path, has_metadata=found.has_metadata))
         return Survey(host_id=self._host_id, root=self._root, directories=seen, problems=problems)
 
+    @_in_turn
     def make(
         self, cluster_id: str, directory_id: str, broker_id: int, metadata_directory_id: str
     ) -> str:
@@ -113,6 +137,7 @@ class BrokerDirectories:
         self._lock(identity, path)
         return path
 
+    @_in_turn
     def acquire(
         self,
         make: Sequence[NewDirectory],
@@ -129,6 +154,7 @@ class BrokerDirectories:
                 self._lock(found.identity, found.path)
         return len(self._held) > before
 
+    @_in_turn
     def accept(self, registered: BrokerRegistered) -> None:
         """Keep what is owned, release the rest; record the controller's epoch durably."""
         self.release([one for one in self._held if one not in registered.owned])
@@ -138,6 +164,7 @@ class BrokerDirectories:
             )
             directory.finish_deletes(self._storage, held.path)
 
+    @_in_turn
     def repaired(self, partitions: Sequence[AssignedPartition]) -> list[AssignedPartition]:
         """Those recorded as offline that have no marker beside their data any more."""
         return [
@@ -151,14 +178,17 @@ class BrokerDirectories:
             is None
         ]
 
+    @_in_turn
     def held(self) -> list[str]:
         """Ids of the directories that are locked here."""
         return sorted(self._held)
 
+    @_in_turn
     def paths(self) -> dict[str, str]:
         """Path of each directory that is locked here."""
         return {directory_id: held.path for directory_id, held in self._held.items()}
 
+    @_in_turn
     def release(self, directory_ids: Sequence[str]) -> None:
         """Give up locks."""
         for directory_id in directory_ids:
@@ -166,6 +196,7 @@ class BrokerDirectories:
             if held is not None:
                 held.lock.release()
 
+    @_in_turn
     def release_all(self) -> None:
         """Give up every lock."""
         self.release(self.held())

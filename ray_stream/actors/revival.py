@@ -6,13 +6,16 @@ log's lock keeps out a second one.
 """
 
 import logging
+import time
 from pathlib import Path
 
 from ray.exceptions import RayError
 
 from ray_stream.actors import registry, spawning
+from ray_stream.actors.answers import answer_of
 from ray_stream.actors.boot import host_id
 from ray_stream.actors.settings import ClusterSpec, Seat, packed
+from ray_stream.errors import TimeoutExpiredError
 
 LOG = logging.getLogger(__name__)
 
@@ -31,20 +34,27 @@ def revive_controller(spec: ClusterSpec, node_id: str | None) -> bool:
     if place is None:
         return False
     try:
-        start_controller(spec, place, fresh=False, directory_epochs=[])
-    except RayError as error:
+        start_controller(
+            spec,
+            place,
+            fresh=False,
+            directory_epochs=[],
+            deadline_s=time.monotonic() + spec.config.start_timeout_ms / 1000,
+        )
+    except (RayError, TimeoutExpiredError) as error:
         LOG.warning("the controller could not be started: %s", error)
         return False
     return True
 
 
 def start_controller(
-    spec: ClusterSpec, seat: Seat, *, fresh: bool, directory_epochs: list[int]
+    spec: ClusterSpec, seat: Seat, *, fresh: bool, directory_epochs: list[int], deadline_s: float
 ) -> None:
     """Start the controller on its seat and wait until it claimed its epoch.
 
     Raises:
         RayError: it could not be placed, or its start failed.
+        TimeoutExpiredError: not done by `deadline_s`, on the monotonic clock.
     """
     # The controller and its brokers start each other, so one of the two imports is made late.
     from ray_stream.actors.controller import ControllerActorClass  # noqa: PLC0415
@@ -53,8 +63,7 @@ def start_controller(
         spawning.controller_name(spec.name), seat.node_id, get_if_exists=True
     )
     actor = ControllerActorClass.options(**options).remote(packed(spec), packed(seat))
-    started = actor.start.remote(fresh, directory_epochs)
-    started.future().result(spec.config.start_timeout_ms / 1000)
+    answer_of(actor.start.remote(fresh, directory_epochs), deadline_s, "the controller's start")
 
 
 def _place(seat: Seat, node_id: str | None) -> Seat | None:

@@ -33,6 +33,14 @@ class Seat(msgspec.Struct, frozen=True, kw_only=True):
     """Path of the broker directory that holds the metadata log."""
 
 
+class Founding(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a new cluster begins. The first word counts: two that start it at once make one."""
+
+    cluster_id: str
+    directory_id: str
+    node_id: str
+
+
 class HostSettings(msgspec.Struct, frozen=True, kw_only=True):
     """For a `PartitionActor`."""
 

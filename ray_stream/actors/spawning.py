@@ -45,6 +45,12 @@ def require_ray() -> None:
         )
 
 
+def ray_address() -> str:
+    """The Ray that this process is connected to: `host:port` of its GCS."""
+    require_ray()
+    return str(ray.get_runtime_context().gcs_address)
+
+
 def find(name: str) -> ActorHandle[Any] | None:
     """The living actor of that name, or None."""
     require_ray()

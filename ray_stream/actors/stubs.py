@@ -80,7 +80,11 @@ def call(actor: Any, request: msgspec.Struct, reply: Reply[Any]) -> None:
         reply(answer)
 
     try:
+        spawning.require_ray()  # without one, Ray would start one of its own for this call
         reference = actor.call.remote(*outgoing(request))
+    except RayStreamError as error:
+        reply(error)
+        return
     except RayError as error:
         reply(unknown(request, error))
         return

@@ -1,17 +1,19 @@
 """Which Ray: the one that runs, the one that was named, or a local one of our own.
 
-Owns: every `ray.init`, and `cluster.json`, which says where a living embedded Ray is. Refuses: a
-bare `ray.init()` or `"auto"`: they join or start whatever is about.
+Owns: every `ray.init`, and `cluster.json`, which says where a living embedded cluster is. Refuses:
+a bare `ray.init()` or `"auto"`: they join or start whatever is about.
 
 A local Ray's processes end with the thread that started them, so when `start` is called on a thread
 other than the main one they are started on a thread that lives as long as the process.
 """
 
+import contextlib
 import json
 import logging
 import os
 import socket
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,15 +24,21 @@ from ray._private.authentication.authentication_token_setup import (
 )
 from ray.exceptions import AuthenticationError
 
-from ray_stream.actors.spawning import NAMESPACE
+from ray_stream.actors.spawning import NAMESPACE, ray_address
 from ray_stream.errors import ClusterNotFoundError, InvalidArgumentError
 
 ADDRESS_VARIABLE = "RAY_ADDRESS"
 FILE = "cluster.json"
 PROBE_S = 1.0
+JOINING = threading.RLock()
+"""Held while this process looks for its Ray: two threads must not both connect."""
+CLIENT_SCHEME = "ray://"
 
-# It says at each start that tokens are used, which nobody asked for and everybody may expect.
-logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+_NOISE = {
+    "ray._private.authentication.authentication_token_setup": "Token authentication is enabled",
+    "ray._private.worker": "SIGTERM handler is not set",
+}
+"""What Ray says at each start although nobody did anything wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +48,12 @@ class ConnectedRay:
     address: str
     started_here: bool
     """Whether this call started it, so that leaving the block ends it."""
+
+
+class _LocalRay:
+    """The local Ray that this process started, while it lives."""
+
+    address = ""
 
 
 def find_ray(address: str | None, root: Path) -> ConnectedRay | None:
@@ -53,53 +67,67 @@ def find_ray(address: str | None, root: Path) -> ConnectedRay | None:
         ClusterNotFoundError: the address does not answer.
         InvalidArgumentError: this process is connected to another Ray already.
     """
-    named = address or os.environ.get(ADDRESS_VARIABLE) or None
-    if named in ("local", "auto"):
-        raise InvalidArgumentError(
-            f"address={named!r}: give host:port or ray://host:port, or leave it out "
-            "(then a local Ray is started)"
-        )
+    _check(address, "address")
     if ray.is_initialized():
-        here = _here()
-        if address is not None and not address.startswith("ray://") and address != here:
+        here = ray_address()
+        if address is not None and not _same(address, here):
             raise InvalidArgumentError(
                 f"this process is connected to the Ray at {here}, not to {address}: "
                 "leave address out, or call ray.shutdown() first"
             )
         return ConnectedRay(here, started_here=False)
-    if named is not None:
-        _connect(named)
-        return ConnectedRay(_here(), started_here=False)
-    embedded = _living_embedded(root)
-    if embedded is not None:
-        _connect(embedded)
-        return ConnectedRay(embedded, started_here=False)
-    return None
+    named = address or _check(os.environ.get(ADDRESS_VARIABLE) or None, ADDRESS_VARIABLE)
+    if named is None:
+        named = _living_embedded(root)
+    if named is None:
+        return None
+    _connect(named)
+    return ConnectedRay(ray_address(), started_here=False)
 
 
-def start_local_ray(root: Path) -> ConnectedRay:
-    """Start a local Ray for this process and write where it is."""
+def join(address: str) -> None:
+    """Connect to that Ray, unless this process is connected to one."""
+    with JOINING:
+        if not ray.is_initialized():
+            _connect(address)
+
+
+def start_local_ray() -> ConnectedRay:
+    """Start a local Ray for this process."""
     # Ray starts workers at niceness 15: beside busy drivers an actor then gets 2 % of its speed.
     os.environ.setdefault("RAY_worker_niceness", "0")
     if threading.current_thread() is threading.main_thread():
         _init(address="local", include_dashboard=False)
     else:
         _on_a_lasting_thread()
-    connected = ConnectedRay(_here(), started_here=True)
+    _LocalRay.address = ray_address()
+    return ConnectedRay(_LocalRay.address, started_here=True)
+
+
+def announce(root: Path) -> None:
+    """Write where a cluster is, if it runs in a local Ray that this process started."""
+    if ray_address() != _LocalRay.address:
+        return
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
     temporary = root / f"{FILE}.{os.getpid()}"
-    temporary.write_text(
-        json.dumps({"address": connected.address, "pid": os.getpid(), "started": _process_start()}),
-        encoding="utf-8",
-    )
+    content = {"address": _LocalRay.address, "pid": os.getpid(), "started": _process_start()}
+    temporary.write_text(json.dumps(content), encoding="utf-8")
     temporary.replace(root / FILE)
-    return connected
 
 
 def stop_local_ray(root: Path) -> None:
-    """End the local Ray that this process started."""
-    (root / FILE).unlink(missing_ok=True)
-    ray.shutdown()
+    """End the local Ray that this process started, and say no more where it is."""
+    said = _said(root)
+    if said is not None and said[1:] == (os.getpid(), _process_start()):
+        (root / FILE).unlink(missing_ok=True)
+    if is_here(_LocalRay.address):
+        ray.shutdown()
+    _LocalRay.address = ""
+
+
+def is_here(address: str) -> bool:
+    """Whether this process is connected to that Ray now."""
+    return ray.is_initialized() and ray_address() == address
 
 
 def _on_a_lasting_thread() -> None:
@@ -122,47 +150,100 @@ def _on_a_lasting_thread() -> None:
         raise outcome[0]
 
 
+def _check(address: str | None, origin: str) -> str | None:
+    if address in ("local", "auto"):
+        raise InvalidArgumentError(
+            f"{origin}={address!r}: give host:port or ray://host:port, or leave it out "
+            "(then a local Ray is started)"
+        )
+    return address
+
+
+def _same(address: str, here: str) -> bool:
+    """Whether a user's words mean the Ray at `here`; `ray://` names a proxy, which says nothing."""
+    if address.startswith(CLIENT_SCHEME) or address == here:
+        return True
+    host, _, port = address.rpartition(":")
+    if port != here.rpartition(":")[2]:
+        return False
+    with contextlib.suppress(OSError):
+        meant = socket.gethostbyname(host)
+        return meant.startswith("127.") or meant == here.rpartition(":")[0]
+    return False
+
+
 def _connect(address: str) -> None:
-    # A local Ray wants this user's token. Ray sends it by itself only to a Ray that it found by
-    # itself, which we never let it do.
-    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    if not address.startswith(CLIENT_SCHEME) and not _answers(address):
+        # Ray itself tries for half a minute.
+        raise ClusterNotFoundError(_unreachable(address, "nothing listens there"))
     try:
+        with _without_noise():
+            # A local Ray wants this user's token. Ray sends it by itself only to a Ray that it
+            # found by itself, which we never let it do.
+            maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
         _init(address=address)
-    except (AuthenticationError, ConnectionError, RuntimeError, OSError) as error:
-        raise ClusterNotFoundError(
-            f"no Ray answers at {address}: {str(error).splitlines()[0]}; check the address, or "
-            "start one with `ray start --head`"
-        ) from error
+    except (AuthenticationError, ConnectionError, RuntimeError, ValueError, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ClusterNotFoundError(_unreachable(address, reason)) from error
 
 
-def _init(**options: Any) -> None:
-    ray.init(
-        namespace=NAMESPACE,
-        log_to_driver=False,
-        configure_logging=False,
-        logging_level=logging.ERROR,
-        **options,
+def _unreachable(address: str, reason: str) -> str:
+    return (
+        f"no Ray answers at {address}: {reason}; check the address, or start one with "
+        "`ray start --head`"
     )
 
 
-def _here() -> str:
-    return str(ray.get_runtime_context().gcs_address)
+def _init(**options: Any) -> None:
+    with _without_noise():
+        ray.init(
+            namespace=NAMESPACE,
+            log_to_driver=False,
+            configure_logging=False,
+            logging_level=logging.ERROR,
+            **options,
+        )
+
+
+@contextlib.contextmanager
+def _without_noise() -> Iterator[None]:
+    def is_news(record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith(_NOISE[record.name])
+
+    loggers = [logging.getLogger(name) for name in _NOISE]
+    for logger in loggers:
+        logger.addFilter(is_news)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(is_news)
 
 
 def _living_embedded(root: Path) -> str | None:
+    said = _said(root)
+    if said is None:
+        return None
+    address, pid, started = said
+    return address if _process_start(pid) == started and _answers(address) else None
+
+
+def _said(root: Path) -> tuple[str, int, str] | None:
+    """Address, process id and its start, as `cluster.json` has them; None: it has nothing."""
     try:
         content = json.loads((root / FILE).read_text(encoding="utf-8"))
-        address, pid, started = content["address"], int(content["pid"]), content["started"]
+        return str(content["address"]), int(content["pid"]), str(content["started"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    if _process_start(pid) != started:
-        return None
-    host, _, port = str(address).rpartition(":")
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
     try:
         with socket.create_connection((host, int(port)), timeout=PROBE_S):
-            return str(address)
-    except OSError:
-        return None
+            return True
+    except (OSError, ValueError, OverflowError):
+        return False
 
 
 def _process_start(pid: int | None = None) -> str:
