@@ -134,6 +134,7 @@ class Batch:
         "timestamp",
         "topic",
         "topic_id",
+        "went_first",
     )
 
     def __init__(
@@ -156,6 +157,8 @@ class Batch:
         """Its place among all batches that its lane ever sent."""
         self.attempt: int | None = None
         """The request whose answer is awaited."""
+        self.went_first = False
+        """Whether nothing in front of it was unresolved when it was sent last."""
         self.attempts = 0
         self.lost_attempts: list[int] = []
         """Requests that were never answered: each may have been applied."""

@@ -18,6 +18,7 @@ from ray_stream.rpc.messages import MetadataRequest
 
 REFRESH_MS = 60_000
 """Topics in use are described anew so often, to notice new partitions and settings."""
+_OVERDUE_KEPT = 16
 
 
 class Inquiries:
@@ -43,6 +44,8 @@ class Inquiries:
         """How often in a row asking for a topic did not help."""
         self._metadata: tuple[int, int, tuple[str, ...]] | None = None
         """Request id, deadline, topics."""
+        self._overdue: dict[int, tuple[str, ...]] = {}
+        """Questions that were asked again; where answers are slow, only late ones ever come."""
         self._id_wanted_at_ms: int | None = None
         self._id_request: tuple[int, int] | None = None
         """Request id, deadline."""
@@ -89,9 +92,9 @@ class Inquiries:
             self._wanted.setdefault(topic, now_ms)
 
     def metadata_answered(self, request_id: int) -> tuple[str, ...] | None:
-        """The topics that this answer is about; None when it is not waited for any more."""
+        """The topics that this answer is about; None when there was no such question."""
         if self._metadata is None or self._metadata[0] != request_id:
-            return None
+            return self._overdue.pop(request_id, None)
         _, _, topics = self._metadata
         self._metadata = None
         return topics
@@ -111,13 +114,16 @@ class Inquiries:
     def producer_id_answered(
         self, request_id: int, answer: ProducerIdGiven | RayStreamError, now_ms: int
     ) -> RayStreamError | None:
-        """Take the id; returns an error that asking again cannot mend."""
-        if self._id_request is None or self._id_request[0] != request_id:
+        """Take the id, however late; returns an error that asking again cannot mend."""
+        awaited = self._id_request is not None and self._id_request[0] == request_id
+        if isinstance(answer, ProducerIdGiven):
+            if awaited or self.identity is None:
+                self.identity = answer
+                self._id_request = self._id_wanted_at_ms = None
+            return None
+        if not awaited:
             return None
         self._id_request = None
-        if isinstance(answer, ProducerIdGiven):
-            self.identity = answer
-            return None
         self._id_wanted_at_ms = now_ms + self._backoff_ms
         return None if answer.retriable else answer
 
@@ -134,8 +140,11 @@ class Inquiries:
         """The requests to send now."""
         effects: list[Effect] = []
         if self._metadata is not None and now_ms >= self._metadata[1]:
-            _, _, topics = self._metadata
+            late_id, _, topics = self._metadata
             self._metadata = None
+            self._overdue[late_id] = topics
+            if len(self._overdue) > _OVERDUE_KEPT:
+                del self._overdue[next(iter(self._overdue))]
             for topic in topics:
                 self._wanted.setdefault(topic, now_ms)
         due = tuple(topic for topic, at_ms in self._wanted.items() if at_ms <= now_ms)

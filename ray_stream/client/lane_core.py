@@ -182,8 +182,12 @@ class Lane:
     def refused_by_sequence(
         self, batch: Batch, error: RayStreamError, now_ms: int
     ) -> Resolved | None:
-        """The log waits for another number; None: for that of a batch in front, so try again."""
-        if batch is not self.sent[0]:
+        """The log waits for another number; None: perhaps for that of a batch in front: try again.
+
+        Only what was sent when nothing in front of it was open any more is judged for good: before,
+        it may have overtaken those.
+        """
+        if not batch.went_first:
             return None
         if self._hole is None:
             return self.refused(batch, error, now_ms)

@@ -250,6 +250,8 @@ class ProducerCore:
             resolved = lane.refused(batch, error, now_ms)
         if resolved is not None:
             self._failed(resolved)
+        elif isinstance(error, SEQUENCE_ERRORS) and lane.sent[0] is batch:
+            batch.retry_at_ms = now_ms  # what was in front of it has gone in the meantime
         else:
             batch.retry_at_ms = now_ms + self._backoff_ms(batch.attempts)
 
@@ -395,7 +397,7 @@ class ProducerCore:
             return
         address = self.directory.address(lane.topic, lane.partition)
         if address is None:
-            self._inquiries.doubt(lane.topic, now_ms)
+            self._unserved(lane, now_ms)
             return
         if lane.address != address:
             lane.moved(address, now_ms)
@@ -405,7 +407,18 @@ class ProducerCore:
                 if not self._identified(lane, now_ms):
                     return
                 lane.number(batch, now_ms)
+            batch.went_first = lane.sent[0] is batch
             rounds.setdefault((place, address.host), []).append((address, batch))
+
+    def _unserved(self, lane: Lane, now_ms: int) -> None:
+        """Nothing serves the partition: find out when that changes, and remember why."""
+        self._inquiries.doubt(lane.topic, now_ms)
+        found = self.directory.partition(lane.topic, lane.partition)
+        reason = f": {found.offline_reason}" if found is not None and found.offline_reason else ""
+        if lane.head is not None:
+            lane.head.last_error = LeaderNotAvailableError(
+                f"nothing serves {lane.topic}-{lane.partition}{reason}"
+            )
 
     def _identified(self, lane: Lane, now_ms: int) -> bool:
         """Whether the lane has a producer id, if it needs one."""
