@@ -81,15 +81,7 @@ def register_broker(image: Image, liveness: Liveness, command: RegisterBroker) -
         DataDirSharedError: a directory is seen from two hosts.
         InvalidArgumentError: no place for a partition actor.
     """
-    if command.partition_actors_max < 1:
-        raise InvalidArgumentError(
-            f"partition_actors_max={command.partition_actors_max}: 1 or more is valid"
-        )
-    if command.incarnation in liveness.replaced:
-        raise StaleBrokerEpochError(
-            f"the broker process {command.incarnation} of node {command.node_id} was replaced by a "
-            "newer one; end this process"
-        )
+    _refuse_outright(liveness, command)
     seen = _sort_out(image, command)
     gone, replaced = _fenced(liveness, command, seen)
     others = {id_: broker for id_, broker in liveness.brokers.items() if id_ not in gone}
@@ -111,29 +103,39 @@ def register_broker(image: Image, liveness: Liveness, command: RegisterBroker) -
         make=[new for new in same.make if new.directory_id not in seen.visible] if same else (),
         served=same.served if same else {},
     )
-    records: list[Record] = []
-    if broker_id >= image.next_broker_id:
-        records.append(BrokerNamed(broker_id))
-    for directory_id in seen.visible:
-        directory = image.directories[directory_id]
-        if not directory.found or directory.host_id != command.host_id:
-            records.append(DirectoryFound(directory_id, command.host_id))
     plan = _Plan(image, liveness, {**others, broker_id: broker})
     plan.settle(command.host_id, newcomer=broker, locked=seen.locked)
     for host_id in _hosts_of(liveness, gone, but=command.host_id):
         plan.settle(host_id)
-    owned = sorted(d for d, owner in plan.owners.items() if owner == broker_id)
-    response = BrokerRegistered(
-        image.cluster_id,
-        liveness.controller_epoch,
-        broker_id,
-        broker.broker_epoch,
-        owned,
-        list(plan.make.get(broker_id, broker.make)),
-        sorted(d for d, to in plan.targets.items() if to == broker_id and d not in plan.owners),
-        seen.refused,
+    return Resolution(
+        [*_news(image, broker), *plan.records],
+        plan.answer(broker, seen.refused),
+        [plan.sign(broker, gone, replaced)],
     )
-    return Resolution([*records, *plan.records], response, [plan.sign(broker, gone, replaced)])
+
+
+def _refuse_outright(liveness: Liveness, command: RegisterBroker) -> None:
+    if command.partition_actors_max < 1:
+        raise InvalidArgumentError(
+            f"partition_actors_max={command.partition_actors_max}: 1 or more is valid"
+        )
+    if command.incarnation in liveness.replaced:
+        raise StaleBrokerEpochError(
+            f"the broker process {command.incarnation} of node {command.node_id} was replaced by a "
+            "newer one; end this process"
+        )
+
+
+def _news(image: Image, broker: Living) -> list[Record]:
+    """What the log does not know yet: the broker's id, and where directories are."""
+    records: list[Record] = []
+    if broker.broker_id >= image.next_broker_id:
+        records.append(BrokerNamed(broker.broker_id))
+    for directory_id in broker.visible:
+        directory = image.directories[directory_id]
+        if not directory.found or directory.host_id != broker.host_id:
+            records.append(DirectoryFound(directory_id, broker.host_id))
+    return records
 
 
 def lose_broker(image: Image, liveness: Liveness, command: BrokerLost) -> Resolution:
@@ -273,6 +275,20 @@ class _Plan:
         directory_id = uuid.uuid5(uuid.NAMESPACE_OID, name).hex
         self.records.append(DirectoryOrdered(directory_id, broker.broker_id, broker.host_id))
         self.make[broker.broker_id] = [NewDirectory(directory_id, broker.broker_id)]
+
+    def answer(self, broker: Living, refused: list[tuple[str, str]]) -> BrokerRegistered:
+        """What the newcomer is told."""
+        mine = sorted(d for d, target in self.targets.items() if target == broker.broker_id)
+        return BrokerRegistered(
+            self._image.cluster_id,
+            self._liveness.controller_epoch,
+            broker.broker_id,
+            broker.broker_epoch,
+            owned=[directory_id for directory_id in mine if directory_id in self.owners],
+            make=list(self.make.get(broker.broker_id, broker.make)),
+            acquire=[directory_id for directory_id in mine if directory_id not in self.owners],
+            refused=refused,
+        )
 
     def sign(
         self, joined: Living | None, gone: Sequence[int], replaced: Sequence[str]
