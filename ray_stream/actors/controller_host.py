@@ -201,11 +201,14 @@ class ControllerHost:
 
     def end_turn(self) -> None:
         """Start a sync where one is due; answer what may be answered."""
-        self._start_sync()
-        self._answer_synced()
-        if self.machine.version != self._seen_version:
-            self._seen_version = self.machine.version
+        changed = self.machine.version != self._seen_version
+        self._seen_version = self.machine.version
+        if changed:
             self._watchers = [one for one in self._watchers if not self._try_watch(one)]
+        self._start_sync()
+        # Last, for it may be long until the next turn.
+        self._answer_synced()
+        if changed:
             self._answer_ready()
 
     def on_time(self) -> None:
