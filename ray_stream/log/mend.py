@@ -116,10 +116,10 @@ def replay_producers(
             # On a full disk the log opens all the same.
             with contextlib.suppress(StorageFullError):
                 write_snapshot(storage, segment, producers, sync=True)
-        if at.position == segment.size and segment.sealed_at == NO_OFFSET:
-            continue
         if at.position == 0:
             segment.max_timestamp = NO_TIMESTAMP
+        if at.position == segment.size:
+            continue
         for one in segment.replay(segment.from_here(at.position, at.offset), interval):
             if isinstance(one, Frame):
                 producers.replay(one.header, expiry_ms=options.producer_expiry_ms)

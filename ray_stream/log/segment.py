@@ -179,6 +179,9 @@ class Segment:
     def resume(self, end: int, interval: int) -> None:
         """The segment ends at `end`, and is written to from there: bring the index in line."""
         self._size = end
+        if end and self.max_timestamp == NO_TIMESTAMP:
+            self._index_anew(interval)
+            return
         try:
             self.index.cut(end)
             last = self.index.last()

@@ -139,8 +139,8 @@ class LogState:
     def _durable_place(self) -> Place:
         """At the end of a sealed segment it is the beginning of the next, which stays longer."""
         place = self.syncs.place
-        at_an_end = any(one.sealed_at == place.offset for one in self.segments)
-        return Place(place.offset, place.offset, 0) if at_an_end else place
+        begins = any(one.base_offset == place.offset for one in self.segments)
+        return Place(place.offset, place.offset, 0) if begins else place
 
     def _durable_producers(self, durable: Place) -> tuple[Place | None, bytes]:
         """The newest producer state at or in front of the durable place that can be gone on from.
