@@ -115,8 +115,8 @@ def _interrupted(error: click.exceptions.Abort) -> int:
     if not isinstance(error.__cause__, KeyboardInterrupt):
         _say("stopped at the end of input")
         return FAILED
-    for note in getattr(error.__cause__, "__notes__", []):
-        _say(f"interrupted: {note}")
+    if notes := getattr(error.__cause__, "__notes__", []):
+        _say(f"interrupted: {'; '.join(notes)}")
     return INTERRUPTED
 
 
@@ -128,12 +128,13 @@ def _refused(error: click.ClickException) -> int:
 
 
 def _failed(error: Exception, *, debug: bool) -> int:
+    text = "; ".join([str(error), *getattr(error, "__notes__", [])])
     if debug:
         traceback.print_exception(error)
     elif isinstance(error, RayStreamError | OSError):
-        _say(str(error))
+        _say(text)
     else:
-        _say(f"{type(error).__name__}: {error} (--debug shows where)")
+        _say(f"{type(error).__name__}: {text} (--debug shows where)")
     return USAGE if isinstance(error, _USAGE_ERRORS) else FAILED
 
 

@@ -186,13 +186,15 @@ def _print_status(state: dict[str, Any]) -> None:
         if rows:
             click.echo()
             print_table(
-                list(rows[0]), [[_cell(cell) for cell in row.values()] for row in rows], title
+                list(rows[0]), [[_cell(*cell) for cell in row.items()] for row in rows], title
             )
     if not state["topics"]:
         click.echo("\nno topics yet")
 
 
-def _cell(value: object) -> object:
+def _cell(column: str, value: object) -> object:
+    if column == "actor":  # its cluster and node stand beside it
+        return str(value).rpartition("/")[2]
     if isinstance(value, bool):
         return "yes" if value else "no"
     return " ".join(map(str, value)) if isinstance(value, list) else value

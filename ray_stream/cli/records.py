@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
@@ -112,7 +112,7 @@ def _is_real(source: BinaryIO) -> bool:
 @click.argument("topic_name", metavar="TOPIC")
 @click.option(
     "--from", "start", default="latest", show_default=True, metavar="PLACE",
-    help="earliest, latest, an offset, or a time such as 2026-01-31T09:00 (UTC, if no zone).",
+    help="earliest, latest, an offset, or a time such as 2026-01-31T09:00, local or with a zone.",
 )  # fmt: skip
 @click.option(
     "--partition", "partitions", type=click.IntRange(min=0), multiple=True,
@@ -186,13 +186,12 @@ def _place(text: str) -> Any:  # noqa: ANN401 - a `StartPosition`, by what was t
     if text.isascii() and text.isdigit():
         return int(text)
     try:
-        moment = datetime.fromisoformat(text)
+        return datetime.fromisoformat(text)
     except ValueError:
         raise click.BadParameter(
             f"{text!r} is neither earliest, latest, an offset, nor a time such as 2026-01-31T09:00",
             param_hint="--from",
         ) from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _consumer(

@@ -10,7 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
+from click.testing import CliRunner
 
+import ray_stream
+from ray_stream import Cluster
+from ray_stream.cli.application import application
+from ray_stream.errors import ClusterNotFoundError
 from tests.ray.drivers import CLEARED, family, is_running, kill
 
 pytestmark = pytest.mark.ray
@@ -124,33 +130,24 @@ def test_ctrl_c_stops_a_foreground_cluster_in_order(
 
 def test_on_a_running_ray_start_deploys_and_returns(local_ray: str, data_dir: str) -> None:
     """And `stop` ends the cluster, not the Ray that others use."""
-    import ray
-
     where = ("--name", "deployed", "--address", local_ray)
     told = succeeded("start", "--data-dir", data_dir, *where)
     assert told.startswith("cluster 'deployed' runs on the Ray at")
-    succeeded("topic", "create", "t", *where)
-    assert succeeded("topic", "list", *where).splitlines()[1].split() == ["t", "1", "1", "fsync"]
-    succeeded(
-        "topic", "alter", "t", "--partitions", "3", "--config", "segment_bytes=1048576", *where
-    )
-    described = json.loads(succeeded("topic", "describe", "t", "--json", *where))
-    assert len(described["partitions"]) == 3
-    assert described["config"]["segment_bytes"] == 1048576
-    succeeded("topic", "delete", "t", "--yes", *where)
-    assert json.loads(succeeded("topic", "list", "--json", *where)) == []
+    with ray_stream.connect(name="deployed") as cluster:
+        cluster.create_topic("t")
     succeeded("stop", *where)
-    assert command("status", *where).returncode == 1
     assert ray.is_initialized()
+    with pytest.raises(ClusterNotFoundError):
+        ray_stream.connect(name="deployed")
 
 
-def test_ctrl_c_ends_a_consumer_without_a_traceback(local_ray: str, data_dir: str) -> None:
-    where = ("--name", "interrupted", "--address", local_ray)
-    succeeded("start", "--data-dir", data_dir, *where)
-    succeeded("topic", "create", "t", *where)
-    succeeded("produce", "t", *where, stdin="one\n")
+def test_ctrl_c_ends_a_consumer_without_a_traceback(shared: Cluster, local_ray: str) -> None:
+    shared.create_topic("interrupted")
+    with shared.producer() as producer:
+        producer.send("interrupted", b"one")
+    where = ("--name", shared.name, "--address", local_ray)
     with subprocess.Popen(
-        [SCRIPT, "consume", "t", "--from", "earliest", *where],
+        [SCRIPT, "consume", "interrupted", "--from", "earliest", *where],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -162,4 +159,55 @@ def test_ctrl_c_ends_a_consumer_without_a_traceback(local_ray: str, data_dir: st
         _, said = consumer.communicate(timeout=PATIENCE_S)
     assert consumer.returncode == 130
     assert said.strip() == ""
-    succeeded("stop", *where)
+    shared.delete_topic("interrupted")
+
+
+def here(cluster: Cluster, *arguments: str) -> str:
+    """A command in this process, which is connected already."""
+    result = CliRunner().invoke(application, [*arguments, "--name", cluster.name])
+    assert result.exit_code == 0, result.stderr
+    return result.stdout
+
+
+def test_topics_are_made_shown_changed_and_deleted(shared: Cluster) -> None:
+    here(shared, "topic", "create", "cli", "--config", "durability=replicated")
+    rows = [line.split() for line in here(shared, "topic", "list").splitlines()]
+    assert ["cli", "1", "1", "replicated"] in rows
+    here(shared, "topic", "alter", "cli", "--partitions", "3", "--config", "segment_bytes=1048576")
+    described = json.loads(here(shared, "topic", "describe", "cli", "--json"))
+    assert [one["end_offset"] for one in described["partitions"]] == [0, 0, 0]
+    assert described["config"]["segment_bytes"] == 1048576
+    assert "segment_bytes=1048576" in here(shared, "topic", "describe", "cli")
+    here(shared, "topic", "delete", "cli", "--yes")
+    names = {one["topic"] for one in json.loads(here(shared, "topic", "list", "--json"))}
+    assert "cli" not in names
+
+
+def test_a_place_to_start_is_an_offset_or_a_time_in_chosen_partitions(shared: Cluster) -> None:
+    shared.create_topic("places", partitions=2)
+    with shared.producer() as producer:
+        for number in range(4):
+            producer.send_and_wait(
+                "places", b"%d" % number, partition=1, timestamp_ms=number * 60_000
+            )
+    until = ("--until", "end", "--partition", "1")
+    assert here(shared, "consume", "places", "--from", "2", *until).split() == ["2", "3"]
+    time = "1970-01-01T00:02Z"
+    assert here(shared, "consume", "places", "--from", time, *until).split() == ["2", "3"]
+    assert here(shared, "consume", "places", "--from", "earliest", "--max", "1").split() == ["0"]
+    shared.delete_topic("places")
+
+
+def test_bytes_that_are_no_text_survive_as_base64(shared: Cluster) -> None:
+    shared.create_topic("binary")
+    with shared.producer() as producer:
+        producer.send("binary", b"\xff\x00", key=b"k", headers=[("h", b"\xfe"), ("n", None)])
+        producer.send("binary", None, key=b"gone")
+    shown = here(
+        shared, "consume", "binary", "--from", "earliest", "--until", "end", "--format", "json"
+    )
+    first, second = (json.loads(line) for line in shown.splitlines())
+    assert (first["key"], first["value_base64"]) == ("k", "/wA=")
+    assert first["headers"] == [["h", {"base64": "/g=="}], ["n", None]]
+    assert (second["key"], second["value"]) == ("gone", None)
+    shared.delete_topic("binary")
