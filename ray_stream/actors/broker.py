@@ -23,6 +23,7 @@ import ray
 from ray_stream.actors import registry, spawning
 from ray_stream.actors.boot import data_root, host_id
 from ray_stream.actors.directories import BrokerDirectories
+from ray_stream.actors.heartbeat import until_silent
 from ray_stream.actors.holders import this_process
 from ray_stream.actors.hosts import NodeHosts
 from ray_stream.actors.peers import ask
@@ -176,6 +177,20 @@ class BrokerActor:
         if self._controller is None:
             await asyncio.sleep(PAUSE_S)
             return
+        controller = self._controller
+        controller.start.remote()  # unless somebody did
+        # A stopped controller would be waited for as long as it is stopped; killed, its successor
+        # takes its lock.
+        silence = asyncio.create_task(
+            until_silent(controller, self._spec.config, lambda: _kill(controller))
+        )
+        try:
+            await self._follow()
+        finally:
+            silence.cancel()
+
+    async def _follow(self) -> None:
+        """Register, then do what the controller says, until it fails."""
         await self._register()
         known_version = -1
         assignment = NOTHING
@@ -189,6 +204,8 @@ class BrokerActor:
                 assignment = answer
                 known_version = assignment.version
                 self._take(assignment)
+            else:
+                self._look_for_repaired(assignment)
             wants_lock = bool(assignment.make or assignment.acquire)
             if wants_lock and await asyncio.to_thread(self._acquire, assignment):
                 await self._register()
@@ -239,12 +256,15 @@ class BrokerActor:
     def _take(self, assignment: BrokerAssignment) -> None:
         ready = self._directories.held()
         self._dispatch(hosting.Assigned(assignment, ready))
-        repaired = self._directories.repaired(assignment.partitions)
-        if repaired:
-            self._spawn(self._report_repaired(repaired))
+        self._look_for_repaired(assignment)
         leaving = [one for one in ready if one not in assignment.owned]
         if leaving:
             self._spawn(self._hand_over(leaving))
+
+    def _look_for_repaired(self, assignment: BrokerAssignment) -> None:
+        repaired = self._directories.repaired(assignment.partitions)
+        if repaired:
+            self._spawn(self._report_repaired(repaired))
 
     async def _hand_over(self, directory_ids: list[str]) -> None:
         """Give up the locks of directories for another broker, once their logs are closed."""
@@ -376,6 +396,11 @@ class BrokerActor:
         if self._controller is None:
             raise OutcomeUnknownError("the controller is being replaced")
         return await ask(self._controller, request, self._spec.config.start_timeout_ms)
+
+
+def _kill(actor: Any) -> None:
+    LOG.warning("a silent controller is killed: %s", actor)
+    ray.kill(actor)
 
 
 BrokerActorClass = ray.remote(BrokerActor)

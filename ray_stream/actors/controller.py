@@ -46,15 +46,26 @@ from ray_stream.metadata.commands import (
 from ray_stream.rpc.messages import MetadataRequest, WatchAssignment
 
 LOG = logging.getLogger(__name__)
+LAST_WORDS_S = 1.0
+"""A controller that could not start lives on for so long: its caller gets the error."""
 
 
 class ControllerActor:
     """One per cluster, named, pinned to the node that has the metadata log."""
 
-    def __init__(self, spec: bytes, seat: bytes) -> None:
-        """Args: spec: a packed `ClusterSpec`; seat: a packed `Seat`."""
+    def __init__(self, spec: bytes, seat: bytes, fresh: bool, directory_epochs: list[int]) -> None:
+        """Make one that does nothing yet.
+
+        Args:
+            spec: a packed `ClusterSpec`.
+            seat: a packed `Seat`.
+            fresh: make the metadata log of a new cluster; else a missing one is an error.
+            directory_epochs: highest controller epochs in reachable identity files.
+        """
         self._spec = msgspec.json.decode(spec, type=ClusterSpec)
         self._seat = msgspec.json.decode(seat, type=Seat)
+        self._fresh = fresh
+        self._directory_epochs = directory_epochs
         self._clock = SystemClock()
         self._loop = HostLoop("controller", self._clock)
         self._starting = asyncio.Lock()
@@ -66,16 +77,19 @@ class ControllerActor:
         self._main: asyncio.Task[None] | None = None
 
     @ray.method
-    async def start(self, fresh: bool, directory_epochs: list[int]) -> int:
+    async def start(self) -> int:
         """Take over; a second call does nothing. Returns the process id.
 
-        Args:
-            fresh: make the metadata log of a new cluster; else a missing one is an error.
-            directory_epochs: highest controller epochs in reachable identity files.
+        Whoever finds a controller calls it: the one who made it may have died before it could.
         """
         async with self._starting:
             if self._host is None:
-                await asyncio.to_thread(self._open, fresh, directory_epochs)
+                try:
+                    await asyncio.to_thread(self._open)
+                except BaseException:
+                    # It has the name and would be waited for: its place is for another one.
+                    asyncio.get_running_loop().call_later(LAST_WORDS_S, os._exit, 70)
+                    raise
                 self._started.set()
                 self._main = asyncio.create_task(self._keep_brokers())
         return os.getpid()
@@ -107,7 +121,7 @@ class ControllerActor:
         if self._host is not None:
             await asyncio.to_thread(self._loop.stop, self._close)
 
-    def _open(self, fresh: bool, directory_epochs: list[int]) -> None:
+    def _open(self) -> None:
         storage = DiskStorage()
         root = self._seat.directory
         opened = open_metadata(
@@ -116,8 +130,8 @@ class ControllerActor:
             root,
             lambda: self._lock(storage, root),
             boot_id=boot_id(),
-            fresh=fresh,
-            directory_epochs=directory_epochs,
+            fresh=self._fresh,
+            directory_epochs=self._directory_epochs,
         )
         self._close = opened.close
         host = ControllerHost(opened.journal, self._clock, self._loop.sync)
@@ -146,17 +160,18 @@ class ControllerActor:
 
     def _lock(self, storage: Storage, root: str) -> Lock:
         note = locks.holder_path(root, METADATA_NAME)
+        name = spawning.controller_name(self._spec.name)
+        me = this_process(name, ray.get_runtime_context().gcs_address)
         lock = wait_for_lock(
             storage,
             root,
             locks.METADATA_POSITION,
             note,
+            me,
             timeout_ms=self._spec.config.lock_timeout_ms,
         )
         if storage.is_directory(f"{root}/{METADATA_NAME}"):
-            name = spawning.controller_name(self._spec.name)
-            address = ray.get_runtime_context().gcs_address
-            locks.write_holder(storage, note, this_process(name, address))
+            locks.write_holder(storage, note, me)
         return lock
 
     async def _keep_brokers(self) -> None:
@@ -201,7 +216,8 @@ class ControllerActor:
             actor = await asyncio.to_thread(
                 BrokerActorClass.options(**options).remote, packed(self._spec), node_id
             )
-            await actor.start.remote()
+            # Not awaited: one that is found and stopped would never answer.
+            actor.start.remote()
             await until_dead(actor, self._spec.config, lambda: _kill(actor))
         except RayError as error:
             LOG.warning("the broker of node %s could not be started: %s", node_id, error)

@@ -214,7 +214,8 @@ class BrokerDirectories:
             return
         lock = locks.try_lock(self._storage, path, locks.BROKER_POSITION)
         if lock is None:
-            holders.end_orphan(locks.read_holder(self._storage, locks.holder_path(path)))
+            holder = locks.read_holder(self._storage, locks.holder_path(path))
+            holders.end_orphan(holder, self._holder)
             return
         locks.write_holder(self._storage, locks.holder_path(path), self._holder)
         self._held[identity.directory_id] = _Held(path, identity, lock)

@@ -11,6 +11,9 @@ from typing import Any
 
 from ray_stream.config import ClusterConfig
 
+FIRST_PATIENCE = 6
+"""So many times `actor_timeout_ms` for the first ping: the process may only be starting."""
+
 
 async def until_dead(
     actor: Any,
@@ -27,18 +30,34 @@ async def until_dead(
         pinged: gets each ping's answer.
     """
     death = asyncio.ensure_future(actor.watch.remote())
+    await _ping_until(death, actor, config, end, pinged)
+
+
+async def until_silent(actor: Any, config: ClusterConfig, end: Callable[[], None]) -> None:
+    """As `until_dead`, for one whose death is seen by other calls; never returns while it lives."""
+    death: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    await _ping_until(death, actor, config, end, None)
+
+
+async def _ping_until(
+    death: asyncio.Future[Any],
+    actor: Any,
+    config: ClusterConfig,
+    end: Callable[[], None],
+    pinged: Callable[[Any], None] | None,
+) -> None:
     death.add_done_callback(_seen)
+    patience_s = FIRST_PATIENCE * config.actor_timeout_ms / 1000
     while not death.done():
         ping = asyncio.ensure_future(actor.ping.remote())
         ping.add_done_callback(_seen)
         answered, _ = await asyncio.wait(
-            [ping, death],
-            timeout=config.actor_timeout_ms / 1000,
-            return_when=asyncio.FIRST_COMPLETED,
+            [ping, death], timeout=patience_s, return_when=asyncio.FIRST_COMPLETED
         )
         if not answered:
             end()
             return
+        patience_s = config.actor_timeout_ms / 1000
         if pinged is not None and ping.done() and ping.exception() is None:
             pinged(ping.result())
         await asyncio.wait([death], timeout=config.heartbeat_interval_ms / 1000)

@@ -1,8 +1,9 @@
-"""Processes that hold locks: who this one is, and ending one whose Ray is gone.
+"""Processes that hold locks: who this one is, and ending one that must not write any more.
 
-Owns: reading process start times, and the one rule by which a holder may be killed: its raylet, as
-it recorded it itself, is gone (STORAGE section 2). Refuses: killing anything else: two notebooks
-with two Rays must not kill each other.
+Owns: reading process start times, and the rules by which a holder may be killed: its raylet, as it
+recorded it itself, is gone; or this same Ray has declared it dead, and it lives on, stopped or cut
+off (STORAGE section 2). Refuses: killing anything else: two notebooks with two Rays must not kill
+each other.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from ray_stream.actors import spawning
 from ray_stream.actors.boot import boot_id
 from ray_stream.errors import DataDirInUseError
 from ray_stream.log import locks
@@ -19,15 +21,21 @@ from ray_stream.log.locks import Holder
 from ray_stream.log.storage import Lock, Storage
 
 RETRY_S = 0.05
+ENDED_STATES = ("Z", "X")
+"""Of a process in `/proc`: unreaped, and on its way out."""
 
 
 def start_time(pid: int) -> int:
-    """When a process started, in the kernel's ticks since boot; 0 when it is not there."""
+    """When a process started, in the kernel's ticks since boot; 0 when it is gone.
+
+    One that ended and was not reaped by its parent is gone: its workers would wait for it forever.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
     except OSError:
         return 0
-    return int(stat.rpartition(")")[2].split()[19])
+    fields = stat.rpartition(")")[2].split()
+    return 0 if fields[0] in ENDED_STATES else int(fields[19])
 
 
 def this_process(name: str, ray_address: str) -> Holder:
@@ -44,17 +52,33 @@ def this_process(name: str, ray_address: str) -> Holder:
     )
 
 
-def end_orphan(holder: Holder | None) -> bool:
-    """Kill the holder if it lives on while its raylet is gone; say whether it was killed."""
+def end_orphan(holder: Holder | None, me: Holder) -> bool:
+    """Kill the holder if it has no right to live on; say whether it was killed.
+
+    Args:
+        holder: as it noted itself.
+        me: this process, as it would note itself.
+    """
     if holder is None or holder.boot_id != boot_id() or not holder.raylet_pid:
         return False
-    if start_time(holder.raylet_pid) == holder.raylet_start_time:
+    if holder.pid == me.pid or start_time(holder.pid) != holder.start_time:
         return False
-    if start_time(holder.pid) != holder.start_time:
+    raylet_lives = start_time(holder.raylet_pid) == holder.raylet_start_time
+    if raylet_lives and not _is_declared_dead(holder, me):
         return False
     with contextlib.suppress(ProcessLookupError):
         os.kill(holder.pid, signal.SIGKILL)
     return True
+
+
+def _is_declared_dead(holder: Holder, me: Holder) -> bool:
+    """Whether this process's own Ray knows no such living actor.
+
+    An actor's name is one living process's; whoever has the name now is the successor.
+    """
+    if not holder.name or holder.ray_address != me.ray_address:
+        return False
+    return holder.name == me.name or spawning.find(holder.name) is None
 
 
 def in_use(path: str, holder: Holder | None) -> DataDirInUseError:
@@ -73,6 +97,7 @@ def wait_for_lock(
     root: str,
     position: int,
     note: str,
+    me: Holder,
     *,
     timeout_ms: int,
     pause: Callable[[float], None] = time.sleep,
@@ -84,6 +109,7 @@ def wait_for_lock(
         root: the broker directory.
         position: of the lock, in `log.locks`.
         note: path of the holder's note.
+        me: this process.
         timeout_ms: after a driver's `kill -9` an actor and its lock live 1.6 s more.
         pause: waits so many seconds.
 
@@ -96,7 +122,7 @@ def wait_for_lock(
         if lock is not None:
             return lock
         holder = locks.read_holder(storage, note)
-        end_orphan(holder)
+        end_orphan(holder, me)
         if time.monotonic() >= deadline:
             raise in_use(root, holder)
         pause(RETRY_S)

@@ -60,12 +60,17 @@ class NodeHosts:
         )
         options = spawning.options(host, self._node_id)
         try:
-            actor = await asyncio.to_thread(
+            actor: Any = await asyncio.to_thread(
                 PartitionActorClass.options(**options).remote, packed(settings)
             )
-            pid = await actor.start.remote()
         except RayError as error:
+            LOG.warning("partition actor %s could not be made: %s", host, error)
+            return False
+        try:
+            pid = await within(actor.start.remote(), self._config.start_timeout_ms)
+        except (RayError, TimeoutExpiredError) as error:
             LOG.warning("partition actor %s did not start: %s", host, error)
+            ray.kill(actor)
             return False
         self._adopt(host, actor, pid)
         return True

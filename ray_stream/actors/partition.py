@@ -117,13 +117,13 @@ class PartitionActor:
         await asyncio.to_thread(self._loop.stop, self._control.close)
 
     def _lock(self, storage: Storage, root: str, topic_id: str, partition: int) -> Lock:
-        """Take a partition's lock; a holder whose Ray is gone is ended, and this is tried again."""
+        """Take a partition's lock; a holder without a right to it is ended, this is tried again."""
         name = partition_name(topic_id, partition)
         lock = locks.try_lock(storage, root, locks.partition_position(topic_id, partition))
         note = locks.holder_path(root, name)
         if lock is None:
             holder = locks.read_holder(storage, note)
-            end_orphan(holder)
+            end_orphan(holder, self._holder)
             raise in_use(f"{root}/{name}", holder)
         if storage.exists(f"{root}/{name}"):
             locks.write_holder(storage, note, self._holder)

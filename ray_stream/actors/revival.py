@@ -34,6 +34,7 @@ def revive_controller(spec: ClusterSpec, node_id: str | None) -> bool:
     if place is None:
         return False
     try:
+        _start_broker(spec, place.node_id)
         start_controller(
             spec,
             place,
@@ -62,8 +63,23 @@ def start_controller(
     options = spawning.options(
         spawning.controller_name(spec.name), seat.node_id, get_if_exists=True
     )
-    actor = ControllerActorClass.options(**options).remote(packed(spec), packed(seat))
-    answer_of(actor.start.remote(fresh, directory_epochs), deadline_s, "the controller's start")
+    actor = ControllerActorClass.options(**options).remote(
+        packed(spec), packed(seat), fresh, directory_epochs
+    )
+    answer_of(actor.start.remote(), deadline_s, "the controller's start")
+
+
+def _start_broker(spec: ClusterSpec, node_id: str) -> None:
+    """Have the broker's process start beside the controller's, where both were lost.
+
+    It is made only: the controller finds it, and tells it to begin.
+    """
+    from ray_stream.actors.broker import BrokerActorClass  # noqa: PLC0415 - as the controller's
+
+    options = spawning.options(
+        spawning.broker_name(spec.name, node_id), node_id, get_if_exists=True
+    )
+    BrokerActorClass.options(**options).remote(packed(spec), node_id)
 
 
 def _place(seat: Seat, node_id: str | None) -> Seat | None:

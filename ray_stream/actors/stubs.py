@@ -168,6 +168,8 @@ class RemoteController:
         try:
             if actor is None:
                 actor = self._actor = spawning.find(spawning.controller_name(self._cluster))
+                if actor is not None:
+                    actor.start.remote()  # unless somebody did, which is almost always
         except RayStreamError as error:
             reply(error)
             return
