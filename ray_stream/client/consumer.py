@@ -191,6 +191,7 @@ class Consumer:
         )
 
     def _reassigned(self, change: Reassigned) -> None:
+        self._hand_out.drop_stale_run()
         if change.removed and self._config.on_revoked is not None:
             self._config.on_revoked(list(change.removed))
         if change.added and self._config.on_assigned is not None:

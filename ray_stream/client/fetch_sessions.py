@@ -88,7 +88,7 @@ class FetchSessions:
     def has_room(self) -> bool:
         """Whether another fetch may be sent."""
         free = self._config.fetch_max_bytes - self._budget.used - self._reserved
-        return free >= self.request_bytes or self._budget.used + self._reserved == 0
+        return free >= self.request_bytes
 
     # --- sending ---------------------------------------------------------------------------------
 

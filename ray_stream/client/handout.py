@@ -68,6 +68,11 @@ class HandOut:
             if run.is_current:
                 self._core.advance(run.state, position)
 
+    def drop_stale_run(self) -> None:
+        """A loop gets nothing more of a partition that was taken away meanwhile."""
+        if self._run is not None and not self._run.is_current:
+            self.stop_run()
+
     def position(self, state: PartitionState) -> int:
         """The next offset that this partition will hand out; -1 when it is not known yet."""
         run = self._run

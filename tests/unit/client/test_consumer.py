@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 
 from ray_stream import errors, serializers
-from ray_stream.client import calls
+from ray_stream.client import calls, consumer_core
 from ray_stream.client.consumer import Consumer
 from ray_stream.clock import SystemClock
 from ray_stream.config import ConsumerConfig
@@ -271,6 +271,19 @@ def test_a_key_that_cannot_be_deserialized_stops_as_early_as_a_value(
         assert raised.value.offset == 1
 
 
+def test_the_first_record_that_is_refused_is_the_one_that_is_named(
+    services: ThreadedServices, consumer_of: Make
+) -> None:
+    services.do(lambda cluster: cluster.make("t"))
+    services.do(lambda cluster: cluster.append("t", 0, [b"{", b"1", b"2"], keys=[b"0", b"1", b"{"]))
+    with consumer_of(
+        "t", key_deserializer=serializers.json, value_deserializer=serializers.json
+    ) as consumer:
+        with pytest.raises(errors.DeserializationError) as raised:
+            consumer.poll()
+        assert raised.value.offset == 0
+
+
 def test_damage_is_told_and_reading_goes_on_behind_it(
     services: ThreadedServices, consumer_of: Make
 ) -> None:
@@ -421,6 +434,15 @@ def test_a_paused_partition_stops_in_the_middle_of_a_loop_and_goes_on_there(
         assert offsets(list(consumer)) == list(range(5, 20))
 
 
+def test_offsets_can_be_asked_of_partitions_that_are_not_read(
+    services: ThreadedServices, consumer_of: Make
+) -> None:
+    fill(services, 1)
+    fill(services, 7, topic="u")
+    with consumer_of("t") as consumer:
+        assert consumer.end_offsets([TopicPartition("u", 0)]) == {TopicPartition("u", 0): 7}
+
+
 def test_ends_times_and_lag(services: ThreadedServices, consumer_of: Make) -> None:
     timed(services)
     with consumer_of("t") as consumer:
@@ -442,6 +464,40 @@ def test_a_pattern_subscribes_to_what_matches_now(
     fill(services, 1, topic="trains")
     with consumer_of(re.compile("flights.*")) as consumer:
         assert [one.topic for one in consumer.assignment()] == ["flights", "flights2"]
+
+
+def test_a_loop_gets_nothing_more_of_a_topic_that_is_gone(
+    services: ThreadedServices, consumer_of: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consumer_core, "METADATA_MAX_AGE_MS", 0)
+    fill(services, 20, topic="a")
+    fill(services, 20, topic="b")
+    there = TopicPartition("b", 0)
+    with consumer_of(re.compile(".")) as consumer:
+        consumer.pause([there])
+        loop = iter(consumer)
+        assert [next(loop).topic for _ in range(3)] == ["a"] * 3
+        consumer.resume([there])
+        assert next(loop).topic == "a"
+        services.do(lambda cluster: cluster.delete("a"))
+        while len(consumer.assignment()) > 1:
+            consumer._driver.pump()  # as any call that has to wait does
+        assert next(loop).topic == "b"
+
+
+def test_what_is_wanted_next_travels_while_the_caller_works(
+    services: ThreadedServices, consumer_of: Make
+) -> None:
+    def work(cluster: Any) -> None:  # noqa: ANN401
+        cluster.make("t")
+        for _ in range(10):
+            cluster.append("t", 0, [bytes(130_000)])
+
+    services.do(work)
+    with consumer_of("t", fetch_max_bytes=250_000) as consumer:
+        assert len(consumer.poll()) == 1
+        services.do(lambda _: None)
+        assert services.counted("fetch") == 2
 
 
 def test_callbacks_hear_of_partitions_that_come_and_go(

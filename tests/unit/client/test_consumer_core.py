@@ -178,6 +178,17 @@ def test_a_position_out_of_range_starts_over_as_configured(policy: str, position
     assert world.core.states[T0].position == position
 
 
+def test_what_was_buffered_before_the_log_lost_its_end_is_handed_out_first() -> None:
+    world = world_with(5)
+    world.step(Assign({T0: 0}))
+    world.run(100)
+    world.cluster.partition("t").batches.clear()
+    world.cluster.wake()
+    world.run(100)
+    assert world.take_all(5_000) == {T0: list(enumerate(numbers(0, 5)))}
+    assert world.core.states[T0].position == 0
+
+
 def test_a_position_out_of_range_is_an_error_if_so_configured() -> None:
     world = world_with(10, auto_offset_reset="error")
     world.step(Assign({T0: 99}))
@@ -456,6 +467,50 @@ def test_a_fetch_does_not_wait_long_while_other_records_are_at_hand() -> None:
     world.step(Assign({T0: 0, T1: 0}))
     world.run(200)
     assert fetches(world)[-1].max_wait_ms == BUSY_WAIT_MS
+
+
+def test_a_seek_does_not_wait_for_a_fetch_that_carries_others() -> None:
+    world = world_with(10, partitions=2)
+    world.step(Assign({T0: 10, T1: 10}))
+    world.run(50)
+    world.step(Seek({T0: 0}))
+    assert world.take_all(4 * world.delay_max_ms) == {T0: list(enumerate(numbers(0, 10)))}
+    world.cluster.append("t", 1, [b"new"])
+    assert world.take_all(4 * world.delay_max_ms) == {T1: [(10, b"new")]}
+
+
+def test_a_fetch_that_will_be_answered_at_once_is_not_sent_twice() -> None:
+    world = world_with(0, partitions=2, fetch_max_bytes=4 * MiB)
+    for number in range(2):
+        for _ in range(20):
+            world.cluster.append("t", number, [bytes(100_000)] * 5)
+    world.step(Assign({T0: 0, T1: 0}))
+    world.run(100)
+    world.delay_max_ms = 200
+    sent = len(fetches(world))
+    while len(fetches(world)) == sent:
+        assert world.run(1_000, until=lambda: world.core.ready() is not None)
+        world.take()
+    carried = [one.partition for one in fetches(world)[-1].partitions]
+    world.step(Seek({T1 if T0.partition in carried else T0: 0}))
+    assert len(fetches(world)) == sent + 1
+
+
+def test_a_paused_partition_is_not_fetched() -> None:
+    world = world_with(10, partitions=2)
+    world.step(Assign({T0: 0, T1: 0}))
+    world.step(Pause((T0,)))
+    world.run(3_000)
+    assert {one.partition for sent in fetches(world) for one in sent.partitions} == {1}
+
+
+def test_batches_below_the_position_are_passed_over_whoever_sends_them() -> None:
+    world = world_with(5)
+    world.cluster.append("t", 0, numbers(5, 5))
+    partition = world.cluster.partition("t")
+    partition.read = lambda *_: list(partition.batches)  # type: ignore[method-assign]
+    world.step(Assign({T0: 7}, ends={T0: 10}))
+    assert world.take_all(1_000) == {T0: [(7, b"7"), (8, b"8"), (9, b"9")]}
 
 
 def test_a_seek_does_not_wait_for_the_fetch_that_waits_at_the_leader() -> None:
