@@ -96,9 +96,12 @@ class Leader:
         for one in staged:
             self.headers.append(one.header)
             self.producers.replay(one.header, expiry_ms=EXPIRY_MS)
-            decoded = decode_columns(one.header, one.payload).column("value").to_pylist()
-            self.values += decoded
-            self.copied += [copied] * len(decoded)
+            columns = decode_columns(one.header, one.payload)
+            if "value" in columns.schema.names:
+                self.values += columns.column("value").to_pylist()
+            else:
+                self.values += [b""] * columns.num_rows
+            self.copied += [copied] * columns.num_rows
         return ProduceResult(
             self.topic_id,
             self.partition,

@@ -1,0 +1,140 @@
+"""From rows to batches and back: every record once, in its partition, in order, byte for byte."""
+
+import random
+from typing import Any
+
+import pyarrow as pa
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ray_stream.client.batching_core import Batch, Batcher, Columns
+from ray_stream.client.partitioner import partition_of_key
+from ray_stream.client.rows import FULL, KEYED, PLAIN, OpenRows, widened
+from ray_stream.config import TopicConfig
+from ray_stream.metadata.commands import PartitionMetadata, TopicMetadata
+from ray_stream.records.batch import check_batch
+from ray_stream.records.header import HEADER_BYTES, Compression
+from ray_stream.records.reader import to_user_batch
+
+Record = tuple[bytes | None, bytes | None, int | None, int | None, list[Any] | None]
+
+RECORDS = st.lists(
+    st.tuples(
+        st.none() | st.binary(max_size=6),
+        st.none() | st.binary(max_size=40),
+        st.none() | st.integers(0, 3),
+        st.none() | st.integers(0, 2**40),
+        st.none()
+        | st.lists(st.tuples(st.text(max_size=3), st.none() | st.binary(max_size=3)), max_size=3),
+    ),
+    min_size=1,
+    max_size=60,
+)
+STAMP = 77
+
+
+def topic(partitions: int, max_batch_bytes: int) -> TopicMetadata:
+    config = TopicConfig(max_message_bytes=1_000, max_batch_bytes=max_batch_bytes)
+    served = [PartitionMetadata(number, 1, 1, "h", [1], [1], "") for number in range(partitions)]
+    return TopicMetadata("t", "id", 1, False, config, 0, served)
+
+
+def decoded(batch: Batch) -> list[tuple[Any, ...]]:
+    raw = batch.bytes()
+    header = check_batch(raw)._replace(base_offset=0)
+    rows = to_user_batch(header, memoryview(raw)[HEADER_BYTES:], "t", batch.partition, 0)
+    return [
+        (row["key"], row["value"], row["timestamp"], row["headers"]) for row in rows.to_pylist()
+    ]
+
+
+@given(
+    RECORDS,
+    st.integers(4, 6),
+    st.sampled_from([1_500, 64 * 2**20]),
+    st.sampled_from(list(Compression)),
+    st.integers(0, 2**32),
+)
+def test_rows_become_batches_that_hold_them(
+    records: list[Record], partitions: int, max_batch_bytes: int, compression: int, seed: int
+) -> None:
+    described = topic(partitions, max_batch_bytes)
+    rows = OpenRows(described, FULL, 10**6, 5, STAMP)
+    told: list[int] = []
+    for number, record in enumerate(records):
+        rows.rows.extend((*record, lambda *_, number=number: told.append(number)))
+    rows.take()
+    columns = rows.columns()
+    sizes = [
+        len(key or b"")
+        + len(value or b"")
+        + sum(len(name.encode()) + len(content or b"") for name, content in headers or [])
+        for key, value, _, _, headers in records
+    ]
+    assert columns.sizes().tolist() == [size or 1 for size in sizes]
+
+    batches = Batcher(1_000, Compression(compression), random.Random(seed)).build(
+        described, columns
+    )
+    assert sum(batch.record_bytes for batch in batches) == sum(size or 1 for size in sizes)
+    assert sum(batch.record_count for batch in batches) == len(records)
+    placed: dict[int, list[tuple[Any, ...]]] = {}
+    for batch in batches:
+        placed.setdefault(batch.partition, []).extend(decoded(batch))
+        assert len(batch.bytes()) <= max_batch_bytes
+        assert [row for row, _ in batch.callbacks] == list(range(batch.record_count))
+    keyless = {batch.partition for batch in batches} - {
+        partition_for(record, partitions) for record in records
+    }
+    assert len(keyless) <= 1, "keyless records of one batch stay together"
+    expected: dict[int, list[tuple[Any, ...]]] = {}
+    where = keyless.pop() if keyless else None
+    for record in records:
+        key, value, _, timestamp, headers = record
+        place = partition_for(record, partitions)
+        row = (key, value, STAMP if timestamp is None else timestamp, headers or [])
+        expected.setdefault(place if place is not None else -1, []).append(row)
+    if where is not None:
+        assert placed[where] == expected.pop(-1)
+        del placed[where]
+        assert placed == expected
+    elif -1 not in expected:
+        assert placed == expected
+
+
+def partition_for(record: Record, partitions: int) -> int | None:
+    key, _, partition, _, _ = record
+    if partition is not None:
+        return partition
+    return None if key is None else partition_of_key(key, partitions)
+
+
+@given(st.lists(st.binary(max_size=5), max_size=20), st.sampled_from([PLAIN, KEYED]))
+def test_records_keep_their_cells_when_others_need_more(values: list[bytes], width: int) -> None:
+    flat: list[Any] = []
+    for value in values:
+        flat += (value,) if width == PLAIN else (b"k", value)
+    wide = widened(flat, width, FULL)
+    key = None if width == PLAIN else b"k"
+    assert [tuple(wide[start : start + FULL]) for start in range(0, len(wide), FULL)] == [
+        (key, value, None, None, None, None) for value in values
+    ]
+
+
+@given(st.lists(st.none() | st.binary(max_size=9)), st.data())
+def test_a_slice_of_columns_has_the_sizes_of_its_rows(
+    values: list[bytes | None], data: st.DataObject
+) -> None:
+    headers = [[("a", value)] * (index % 3) for index, value in enumerate(values)]
+    columns = Columns(
+        key=None,
+        value=pa.array(values, pa.binary()),
+        timestamp=None,
+        headers=pa.array(headers, pa.map_(pa.string(), pa.binary())),
+        partition=None,
+        base_timestamp=0,
+        created_ms=0,
+    )
+    start = data.draw(st.integers(0, len(values)))
+    stop = data.draw(st.integers(start, len(values)))
+    assert columns.slice(start, stop).sizes().tolist() == columns.sizes().tolist()[start:stop]
