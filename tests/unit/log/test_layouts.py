@@ -109,8 +109,8 @@ def test_the_names_of_segment_files() -> None:
     assert str(SegmentName(17, 2, "index")) == "00000000000000000017.2.index"
     for name in (SegmentName(0, 0, "snapshot"), SegmentName(2**62, 9, "log")):
         assert SegmentName.parse(str(name)) == name
-    for name in ("17.log", "00000000000000000017.0.log", "00000000000000000017.wal", "checkpoint"):
-        assert SegmentName.parse(name) is None
+    for other in ("17.log", "00000000000000000017.0.log", "00000000000000000017.wal", "checkpoint"):
+        assert SegmentName.parse(other) is None
 
 
 def test_of_a_replaced_segment_the_highest_generation_counts() -> None:
