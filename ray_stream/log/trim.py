@@ -27,8 +27,9 @@ def truncate(log: LogState, offset: int, *, now_ms: int) -> None:
     log.write_checkpoint()
     while log.active is not target:
         log.segments.pop().unlink()
+        # One at a time: a hole in front of a later segment would pass for a loss.
+        log.storage.sync_directory(log.directory)
     target.sealed_at = NO_OFFSET
-    log.storage.sync_directory(log.directory)
     target.writing().truncate(place.position)
     target.writing().sync()
     target.size = place.position

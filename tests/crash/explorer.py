@@ -78,7 +78,7 @@ def _check_producers(log: PartitionLog, found: list[Found], ledger: Ledger, cras
     """A retry of what is there is answered and not written again; the next batch is accepted."""
     if log.recovery.needs_new_epoch or log.leader_epoch < 0:
         log.begin_epoch(log.leader_epoch + 1)
-    sent = {one.key: one for one in ledger.entries}
+    sent = ledger.allowed(crash_at)
     end = log.written_end
     for producer_id in (1, 2):
         mine = [sent[one.key] for one in found if one.header.producer_id == producer_id]

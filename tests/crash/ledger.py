@@ -22,6 +22,8 @@ class Entry:
     """As it was sent: header and payload."""
     producer: tuple[int, int, int]
     """Id, epoch, first sequence."""
+    refused: bool = False
+    """A full disk took it and gave it back: nobody was shown it, unless it is found again."""
     synced_at: int = NEVER
     """The log said that it is durable."""
     cutting_at: int = NEVER
@@ -93,8 +95,8 @@ class Ledger:
         }
 
     def written(self, crash_at: int) -> list[Entry]:
-        """What was ever written; someone may have seen it."""
-        return [entry for entry in self.entries if entry.written_at <= crash_at]
+        """What was ever written and not refused; someone may have seen it."""
+        return [e for e in self.entries if e.written_at <= crash_at and not e.refused]
 
     def log_starts(self, crash_at: int) -> tuple[int, int]:
         """The least and the greatest log start that a crash may leave."""
@@ -125,7 +127,9 @@ class Ledger:
             (begun_at - 1, begun_at, least),
             (begun_at - 1, recovered_at, log_start),
         ]
-        for entry in self.written(crash_at):
+        for entry in self.entries:
+            if entry.written_at > crash_at:
+                continue
             promised = entry.synced_at <= crash_at <= entry.cutting_at
             gone = entry.cut_at <= crash_at
             is_there = entry.key in there
@@ -135,6 +139,7 @@ class Ledger:
                 replace(
                     entry,
                     written_at=begun_at,
+                    refused=entry.refused and not is_there,
                     synced_at=begun_at if promised else recovered_at if is_there else NEVER,
                     cutting_at=NEVER if is_there else begun_at - 1,
                     cut_at=NEVER if is_there else begun_at - 1 if gone else recovered_at,

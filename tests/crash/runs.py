@@ -159,15 +159,16 @@ class Run:
             written = self.written(begun_at, batch[HEADER_BYTES:])
             if isinstance(answer, StorageFullError) and self.storage.faults.capacity_bytes:
                 # A full disk may have taken the batch before the whole write was taken back.
-                cutting_at, cut_at = begun_at, self.now
+                refused, cutting_at, cut_at = True, begun_at, self.now
             else:
                 assert isinstance(answer, Appended), answer
                 assert written is not None, "an appended batch was written"
                 assert written[1].base_offset == answer.base_offset
-                cutting_at = cut_at = NEVER
+                refused, cutting_at, cut_at = False, NEVER, NEVER
             if written is not None:
                 at, header = written
-                entry = Entry(at, header, batch, producer, cutting_at=cutting_at, cut_at=cut_at)
+                entry = Entry(at, header, batch, producer, refused)
+                entry.cutting_at, entry.cut_at = cutting_at, cut_at
                 self.ledger.entries.append(entry)
 
     def written(self, begun_at: int, payload: bytes) -> tuple[int, BatchHeader] | None:

@@ -74,3 +74,25 @@ def test_a_batch_that_a_full_disk_refused_does_not_come_back_with_a_power_loss(r
     assert [type(answer) for answer in answers] == [StorageFullError] * 2
     for machine in run.storage.crash_states(random.Random(0)):
         assert open_log(machine, boot="after").written_end == end
+
+
+def test_a_truncation_of_several_segments_leaves_no_hole(run: Run) -> None:
+    """Of two segments that are removed, the names may vanish in either order."""
+    for _ in range(3):
+        run.log.roll()
+        run.append()
+        run.sync()
+    begun_at = run.now
+    offset = run.ledger.entries[-3].base_offset
+    run.log.truncate(offset, now_ms=NOW_MS)
+    disk = run.before.copy()
+    for operation in run.storage.disk.operations[disk.sequence :]:
+        disk.apply(operation)
+        if disk.sequence <= begun_at or not isinstance(operation, Unlink):
+            continue
+        unsynced = disk.unsynced()
+        for kept_name in [one for one in unsynced if isinstance(one, Unlink)]:
+            fates = [DROPPED if one is kept_name else KEPT for one in unsynced]
+            log = open_log(MemoryStorage(disk).crashed(fates), boot="after")
+            assert log.recovery.quarantined == ()
+            assert log.written_end >= offset
