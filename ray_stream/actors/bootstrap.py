@@ -30,6 +30,7 @@ from ray_stream.errors import (
     RayStreamError,
     TimeoutExpiredError,
 )
+from ray_stream.log.directory import METADATA_NAME
 
 POLL_S = 0.05
 STOP_S = 20.0
@@ -115,8 +116,14 @@ def _choose_seat(
 ) -> tuple[Seat, bool, list[int]]:
     """The controller's seat, whether its log is yet to be made, and all epochs seen."""
     in_use_s = time.monotonic() + spec.config.lock_timeout_ms / 1000
+    surveys: dict[str, Survey] = {}
     while True:
-        surveys = _surveys(brokers, deadline_s)
+        try:
+            surveys = _surveys(brokers, deadline_s)
+        except TimeoutExpiredError:
+            if surveys:
+                _give_up_in_time(spec, surveys, in_use_s, deadline_s)
+            raise
         cluster_id = _one_cluster(surveys)
         if not cluster_id:
             return _make_cluster(spec.name, brokers, surveys, near_node, deadline_s)
@@ -213,12 +220,18 @@ def _give_up_in_time(
                 "another data_dir"
             )
     if now > deadline_s:
-        names = ", ".join(sorted({one.metadata_directory_id for one in found}))
         raise DataDirError(
-            f"cluster {spec.name!r} has data here, but the directory {names} with its metadata log "
-            f"is on none of the nodes {', '.join(surveys)}: bring that node or disk back; nothing "
-            "is made in its place"
+            f"cluster {spec.name!r} has data here, but its metadata log is missing: "
+            f"{_missing_place(found)}; bring it back; nothing is made in its place"
         )
+
+
+def _missing_place(found: list[SeenDirectory]) -> str:
+    for one in found:
+        if one.directory_id == one.metadata_directory_id:
+            return f"it was in {one.path}/{METADATA_NAME}"
+    wanted = ", ".join(sorted({one.metadata_directory_id for one in found}))
+    return f"it is in the directory {wanted}, which no node of this Ray sees"
 
 
 def stop_cluster(name: str) -> list[str]:

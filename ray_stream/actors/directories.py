@@ -8,11 +8,13 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
+from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
 import msgspec
 
 from ray_stream.actors import holders
+from ray_stream.actors.boot import make_root
 from ray_stream.errors import CorruptMetadataError, DataDirSharedError, RayStreamError
 from ray_stream.log import directory, locks
 from ray_stream.log.directory import Identity
@@ -106,7 +108,7 @@ class BrokerDirectories:
     @_in_turn
     def survey(self, *, take_locks: bool) -> Survey:
         """Look at the root; with `take_locks`, lock every directory that is free."""
-        self._storage.make_directory(self._root)
+        make_root(Path(self._root))
         seen, problems = [], []
         for found in directory.scan(self._storage, self._root):
             try:

@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 
-from ray_stream.actors import bootstrap
+from ray_stream.actors import boot, bootstrap
 from ray_stream.actors.boot import DATA_DIR_VARIABLE, data_root
 from ray_stream.actors.settings import ClusterSpec, Seat
 from ray_stream.actors.spawning import alive_nodes
@@ -69,7 +69,7 @@ def start(
     with embedded.JOINING:
         connected = embedded.find_ray(address, root)
         if connected is None:
-            _check_usable(root)
+            boot.make_root(root)
             connected = embedded.start_local_ray()
     on_exit = _end(name, connected.address, root) if connected.started_here else None
     try:
@@ -225,24 +225,6 @@ def _absolute(data_dir: str | os.PathLike[str] | None) -> str | None:
     return str(Path(given).absolute())
 
 
-def _check_usable(root: Path) -> None:
-    """Refuse what a local Ray could not use, before one is started."""
-    try:
-        root.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise DataDirError(
-            f"{error.filename} is a file, so data cannot be kept in {root}: data_dir must be a "
-            "directory"
-        ) from error
-    except OSError as error:
-        raise DataDirError(
-            f"{root} cannot be made ({error.strerror}): give a data_dir that this user may write, "
-            f"or set {DATA_DIR_VARIABLE}"
-        ) from error
-    if not os.access(root, os.R_OK | os.W_OK | os.X_OK):
-        raise DataDirError(f"{root} cannot be written by this user: give another data_dir")
-
-
 def _wait_until_served(cluster: Cluster, spec: ClusterSpec, deadline: Deadline) -> None:
     """Wait for every broker, and for partitions that one is opening.
 
@@ -251,7 +233,8 @@ def _wait_until_served(cluster: Cluster, spec: ClusterSpec, deadline: Deadline) 
     while True:
         nodes = sum(node_id in spec.node_ids for node_id in alive_nodes())
         metadata = cluster.metadata(max(1.0, deadline.left_ms() / 1000), topics=[])
-        brokers = sum(broker.alive for broker in metadata.brokers)
+        # Only with a directory does a broker take its share of the next topic's partitions.
+        brokers = sum(broker.alive and bool(broker.directories) for broker in metadata.brokers)
         opening = metadata.opening
         if brokers >= nodes and not opening:
             return
