@@ -95,12 +95,12 @@ def test_every_command_line_is_one(page: Path) -> None:
 
 
 @pytest.mark.ray
-@pages
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name
+)
 def test_every_example_runs(page: Path, tmp_path: Path) -> None:
-    examples = blocks(page, "python")
-    if not examples:
-        return
-    script = f"os.chdir({str(tmp_path)!r})\n" + "\n".join(examples) + "\ntell('ran')\n"
+    examples = "\n".join(blocks(page, "python"))
+    script = f"os.chdir({str(tmp_path)!r})\n{examples}\ntell('ran')\n"
     with Driver(script) as driver:
         assert driver.hear() == "ran"
         driver.finish()

@@ -235,7 +235,7 @@ VERBS = {
     ],
     "verify": ["--debug", "--json"],
     "repair": ["--debug", "--json"],
-    "sim": ["--debug", "--seed", "--seeds"],
+    "sim": ["--debug", "--seed", "--seeds", "--trace"],
     "demo": [],
 }  # fmt: skip
 
