@@ -74,7 +74,7 @@ class Columns:
 
     def take(self, rows: npt.NDArray[np.int64]) -> "Columns":
         """Some rows, in the order of `rows`, which increases."""
-        indices = pa.array(rows)
+        indices = pa.Array.from_buffers(pa.int64(), len(rows), [None, pa.py_buffer(rows)])
         callbacks: list[tuple[int, OnDelivery]] = []
         if self.callbacks:
             places = np.searchsorted(rows, [row for row, _ in self.callbacks]).tolist()

@@ -87,6 +87,8 @@ class SendBuffer:
         """Bytes set aside: for open and sealed batches, and for all taken and unresolved ones."""
         self._taken = 0
         """The last part of `_used`."""
+        self._building = 0
+        """Bytes set aside for what the sender took and has not built yet; also in `_used`."""
         self._generation = 0
 
     # --- callers -----------------------------------------------------------------------------
@@ -206,11 +208,13 @@ class SendBuffer:
             while self._sealed:
                 item = self._sealed.popleft()
                 if isinstance(item, SealedColumns):
+                    self._building = item.granted
                     return Taken(item.topic, item.columns, item.granted)
                 if self.open.get(item.topic.name) is item:
                     del self.open[item.topic.name]
                 if item.taken is None:  # sealed twice, when a caller was interrupted
                     item.take()
+                    self._building = item.granted
                     return Taken(item.topic, item, item.granted)
             return None
 
@@ -219,6 +223,7 @@ class SendBuffer:
         with self._lock:
             self._used += size - granted
             self._taken += size
+            self._building = 0
 
     def release(self, size: int) -> None:
         """So many bytes of records are resolved."""
@@ -264,7 +269,7 @@ class SendBuffer:
             sealed = {id(rows): rows.bytes for rows in self._sealed if isinstance(rows, OpenRows)}
             sealed |= {id(rows): rows.bytes for rows in self.open.values()}
             columns = sum(item.granted for item in self._sealed if isinstance(item, SealedColumns))
-            return self._taken + columns + sum(sealed.values())
+            return self._taken + self._building + columns + sum(sealed.values())
 
     # --- with the lock -----------------------------------------------------------------------
 
@@ -355,4 +360,4 @@ class SendBuffer:
         """After an interruption in the middle of counting."""
         rows = {id(item): item.granted for item in self._sealed}
         rows |= {id(item): item.granted for item in self.open.values()}
-        self._used = self._taken + sum(rows.values())
+        self._used = self._taken + self._building + sum(rows.values())

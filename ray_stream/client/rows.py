@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from ray_stream.client.batching_core import Columns, OnDelivery
 from ray_stream.client.partitioner import NO_PARTITION
 from ray_stream.metadata.commands import TopicMetadata
-from ray_stream.records.schema import HEADERS_TYPE
+from ray_stream.types import Headers
 
 PLAIN = 1
 """A cell a record: its value."""
@@ -99,17 +100,60 @@ class OpenRows:
             generation=self.generation or 0,
         )
         if self.width == PLAIN:
-            columns.value = pa.array(rows, pa.binary())
+            columns.value = _values(rows)
             return columns
-        columns.key = _unless_null(pa.array(rows[0 :: self.width], pa.binary()))
-        columns.value = pa.array(rows[1 :: self.width], pa.binary())
+        columns.key = binary_column(rows[0 :: self.width])
+        columns.value = _values(rows[1 :: self.width])
         if self.width == FULL:
             _add_extras(columns, rows)
         return columns
 
 
-def _unless_null(column: pa.Array) -> pa.Array | None:
-    return None if column.null_count == len(column) else column
+def _values(cells: Sequence[bytes | None]) -> pa.Array:
+    column = binary_column(cells)
+    return pa.nulls(len(cells), pa.binary()) if column is None else column
+
+
+def binary_column(cells: Sequence[bytes | None]) -> pa.Array | None:
+    """A `binary` column; None if every cell is.
+
+    `pa.array` would do, were it not that its first call imports pandas wherever that is installed:
+    half a second for the first record, and at interpreter exit, where records may still be under
+    way, the import fails.
+    """
+    count = len(cells)
+    validity = None
+    try:
+        data = b"".join(cells)  # type: ignore[arg-type]
+    except TypeError:  # there are nulls
+        valid = np.fromiter((cell is not None for cell in cells), np.bool_, count)
+        if not valid.any():
+            return None
+        validity = pa.py_buffer(np.packbits(valid, bitorder="little"))
+        cells = [b"" if cell is None else cell for cell in cells]
+        data = b"".join(cells)  # type: ignore[arg-type]
+    offsets = np.zeros(count + 1, np.int32)
+    np.cumsum(np.fromiter(map(len, cells), np.int32, count), out=offsets[1:])  # type: ignore[arg-type]
+    buffers = [validity, pa.py_buffer(offsets), pa.py_buffer(data)]
+    return pa.Array.from_buffers(pa.binary(), count, buffers)
+
+
+def _integer_column(numbers: npt.NDArray[Any], kind: pa.DataType) -> pa.Array:
+    return pa.Array.from_buffers(kind, len(numbers), [None, pa.py_buffer(numbers)])
+
+
+def _header_column(rows: Sequence[Headers | None]) -> pa.Array:
+    headers = [header for row in rows if row for header in row]
+    names = binary_column([name.encode() for name, _ in headers])
+    values = _values([value for _, value in headers])
+    offsets = np.zeros(len(rows) + 1, np.int32)
+    np.cumsum(np.fromiter((len(row or ()) for row in rows), np.int32, len(rows)), out=offsets[1:])
+    assert names is not None, "asked only where there are headers"
+    return pa.MapArray.from_arrays(
+        _integer_column(offsets, pa.int32()),
+        pa.Array.from_buffers(pa.string(), len(names), names.buffers()),
+        values,
+    )
 
 
 def _add_extras(columns: Columns, rows: Sequence[Any]) -> None:
@@ -120,12 +164,11 @@ def _add_extras(columns: Columns, rows: Sequence[Any]) -> None:
         )
     timestamps = rows[3::FULL]
     if any(timestamp is not None for timestamp in timestamps):
-        columns.timestamp = pa.array(
-            [columns.base_timestamp if time is None else time for time in timestamps], pa.int64()
-        )
+        times = [columns.base_timestamp if time is None else time for time in timestamps]
+        columns.timestamp = _integer_column(np.array(times, np.int64), pa.int64())
     headers = rows[4::FULL]
     if any(headers):
-        columns.headers = pa.array([row or [] for row in headers], HEADERS_TYPE)
+        columns.headers = _header_column(headers)
     callbacks: list[OnDelivery | None] = list(rows[5::FULL])
     columns.callbacks = [
         (row, callback) for row, callback in enumerate(callbacks) if callback is not None
