@@ -24,7 +24,7 @@ from ray_stream.errors import (
     UnknownProducerIdError,
 )
 from ray_stream.records.header import BatchHeader
-from ray_stream.types import NO_PRODUCER_ID, SEQUENCE_MAX
+from ray_stream.types import NO_PRODUCER_ID, NO_SEQUENCE, SEQUENCE_MAX
 
 BATCHES_REMEMBERED = 5
 
@@ -84,7 +84,7 @@ class Producers:
 
     def replay(self, header: BatchHeader, *, expiry_ms: int) -> None:
         """Fold in a batch that stands in the log: just written, or found there at opening."""
-        if header.producer_id == NO_PRODUCER_ID or header.base_sequence < 0:
+        if not _has_sequence(header):
             return
         old = self._states.get(header.producer_id)
         if old is not None:
@@ -157,7 +157,7 @@ class ProducersDraft:
     def check(self, header: BatchHeader) -> ProducedBatch | RayStreamError | None:
         """Judge a batch: a `ProducedBatch` is the original of a duplicate, None means go on."""
         producer_id = header.producer_id
-        if producer_id == NO_PRODUCER_ID:
+        if not _has_sequence(header):
             return None
         state = self._changes.get(producer_id) or self._living(producer_id)
         if state is None:
@@ -177,7 +177,7 @@ class ProducersDraft:
 
     def add(self, header: BatchHeader) -> None:
         """The batch will be written; its header has its offset and append time."""
-        if header.producer_id != NO_PRODUCER_ID:
+        if _has_sequence(header):
             old = self._changes.get(header.producer_id) or self._living(header.producer_id)
             self._changes[header.producer_id] = _after(old, header)
 
@@ -187,6 +187,11 @@ class ProducersDraft:
             return None
         silent_ms = self._now_ms - state.batches[-1].append_timestamp
         return None if silent_ms > self._expiry_ms else state
+
+
+def _has_sequence(header: BatchHeader) -> bool:
+    """A control batch names its producer and has no sequence."""
+    return header.producer_id != NO_PRODUCER_ID and header.base_sequence != NO_SEQUENCE
 
 
 def _judge_sequence(

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from ray_stream.errors import CorruptMetadataError, RayStreamError
+from ray_stream.errors import CorruptMetadataError, RayStreamError, StorageError
 from ray_stream.log import directory as directories
 from ray_stream.log.checkpoint import CHECKPOINT_NAME, Checkpoint, read_checkpoint
 from ray_stream.log.frames import EPOCH_ANY, Damage, Frame, walk
@@ -126,10 +126,14 @@ class _LogCheck:
                 reason = f"the log starts at {checkpoint.log_start}, its first segment at {first}"
                 missing = Damage(0, 0, checkpoint.log_start, first, reason)
                 self._damages.append((path, missing))
-        end = 0
+        end, unread = 0, False
         for segment in segments:
-            end = self._check(segment)
-        if checkpoint is not None and end < checkpoint.durable.offset:
+            try:
+                end = self._check(segment)
+            except StorageError as error:
+                unread = True
+                yield _unusable(segment.path, error)
+        if checkpoint is not None and end < checkpoint.durable.offset and not unread:
             self._check_end(segments, end, checkpoint)
         for path, damage in self._damages:
             yield self._judged(path, damage, end)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from ray_stream.errors import (
@@ -21,8 +22,10 @@ from ray_stream.errors import (
 from ray_stream.log.options import LogOptions
 from ray_stream.log.partition_log import Appended, PartitionLog, delete_log
 from ray_stream.log.storage import DiskStorage
-from ray_stream.log.verify import verify_log
-from ray_stream.records.header import HEADER_BYTES, decode_header
+from ray_stream.log.verify import FindingKind, verify_log
+from ray_stream.records.builder import RecordColumns, build_batch
+from ray_stream.records.control import Marker, MarkerKind, build_control_batch
+from ray_stream.records.header import HEADER_BYTES, BatchHeader, decode_header, encode_header
 from ray_stream.testing.batches import batch_of, log_options
 from ray_stream.testing.memory import MemoryStorage
 from ray_stream.types import Durability
@@ -456,3 +459,52 @@ def test_a_sync_under_way_does_not_mind_that_a_truncation_removed_its_files() ->
     job.run()
     log.synced(job)
     assert log.written_end == 0
+
+
+# --- batches of every kind -----------------------------------------------------------------------
+
+
+def test_gaps_empty_batches_and_control_batches_are_normal() -> None:
+    storage, log = new_log(log_options(index_interval_bytes=1))
+    gaps = b"".join(
+        build_batch(
+            RecordColumns(
+                value=pa.array([b"a", b"b"], pa.binary()),
+                offset_delta=pa.array([1, 4], pa.int32()),
+                base_timestamp=5,
+            ),
+            last_offset_delta=9,
+        )
+    )
+    empty = encode_header(BatchHeader(record_count=0, last_offset_delta=3))
+    control = build_control_batch(
+        Marker(MarkerKind.COMMIT, 1), timestamp=6, producer_id=7, producer_epoch=0
+    )
+    produced(log, 0)
+    results = log.append([gaps, empty, control], leader_epoch=1, now_ms=9, produced=False)
+    assert results == [Appended(1, 11, 9), Appended(11, 15, 9), Appended(15, 16, 9)]
+    assert produced(log, 1) == Appended(16, 17, 1), "a control batch has no sequence"
+    log.roll()
+    sync(log)
+    for one in (log, reopen(storage.killed(), boot_id="b")):
+        bases = []
+        for offset in range(17):
+            (raw, *_) = one.read(offset, bytes_max=1, end_offset=17).batches
+            bases.append(decode_header(raw).base_offset)
+        assert bases == [0, *[1] * 10, *[11] * 4, 15, 16]
+    assert list(verify_log(storage, PATH)) == []
+
+
+def test_what_the_disk_refuses_to_read_is_an_error_and_not_called_damage() -> None:
+    storage, log = new_log()
+    append(log, b"0")
+    log.close()
+    log = reopen(storage)
+    storage.faults.unreadable = ".log"
+    with pytest.raises(StorageError, match="read of"):
+        log.read(0, bytes_max=1, end_offset=1)
+    assert log.describe().quarantined == ()
+    (finding,) = verify_log(storage, PATH)
+    assert finding.kind == FindingKind.UNUSABLE
+    storage.faults.heal()
+    assert log.read(0, bytes_max=1, end_offset=1).next_offset == 1
