@@ -22,7 +22,7 @@ import ray
 
 from ray_stream.actors import registry, spawning
 from ray_stream.actors.boot import data_root, host_id
-from ray_stream.actors.directories import BrokerDirectories
+from ray_stream.actors.directories import BrokerDirectories, Survey
 from ray_stream.actors.heartbeat import until_silent
 from ray_stream.actors.holders import this_process
 from ray_stream.actors.hosts import NodeHosts
@@ -68,6 +68,7 @@ WATCH_MS = 1_000
 SHARED_ACTORS_MIN = 2
 FIRST_BROKER = 0
 NEVER = -1
+EXIT_REPLACED = 71
 NOTHING = BrokerAssignment(-1, -1, [], [], [], [])
 
 
@@ -97,6 +98,7 @@ class BrokerActor:
         self._cluster_id = ""
         self._broker_id = NEVER
         self._broker_epoch = -1
+        self._reported: list[str] = []
         self._controller: Any = None
         self._progress = asyncio.Event()
         self._main: asyncio.Task[None] | None = None
@@ -207,7 +209,8 @@ class BrokerActor:
             else:
                 self._look_for_repaired(assignment)
             wants_lock = bool(assignment.make or assignment.acquire)
-            if wants_lock and await asyncio.to_thread(self._acquire, assignment):
+            gained = wants_lock and await asyncio.to_thread(self._acquire, assignment)
+            if gained or await asyncio.to_thread(self._sees_others):
                 await self._register()
                 known_version = -1
 
@@ -224,19 +227,26 @@ class BrokerActor:
         survey = await asyncio.to_thread(
             self._directories.survey, take_locks=self._broker_id == NEVER
         )
+        self._reported = _ids(survey)
         maximum = self._spec.config.partition_actors_max
-        registered: BrokerRegistered = await ask(
-            self._controller,
-            RegisterBroker(
-                node_id=self._node_id,
-                host_id=survey.host_id,
-                incarnation=self._incarnation,
-                actor_name=spawning.broker_name(self._spec.name, self._node_id),
-                partition_actors_max=maximum or max(SHARED_ACTORS_MIN, os.cpu_count() or 1),
-                directories=survey.reports(),
-            ),
-            self._spec.config.start_timeout_ms,
+        request = RegisterBroker(
+            node_id=self._node_id,
+            host_id=survey.host_id,
+            incarnation=self._incarnation,
+            actor_name=spawning.broker_name(self._spec.name, self._node_id),
+            partition_actors_max=maximum or max(SHARED_ACTORS_MIN, os.cpu_count() or 1),
+            directories=survey.reports(),
         )
+        try:
+            registered: BrokerRegistered = await ask(
+                self._controller, request, self._spec.config.start_timeout_ms
+            )
+        except StaleBrokerEpochError as error:
+            # Replaced for good, if only by a late copy of an earlier request: the next process of
+            # this node has a new incarnation, and adopts the partition actors.
+            LOG.critical("this broker process ends: %s", error)
+            logging.shutdown()
+            os._exit(EXIT_REPLACED)
         self._cluster_id = registered.cluster_id
         self._broker_id = registered.broker_id
         self._broker_epoch = registered.broker_epoch
@@ -245,6 +255,14 @@ class BrokerActor:
         await asyncio.to_thread(self._directories.accept, registered)
         for effect in self._machine.reports():
             self._perform(effect)
+
+    def _sees_others(self) -> bool:
+        """Whether directories came or went since they were reported.
+
+        Another broker of this host may have made one; should it die, this one must be known to see
+        it.
+        """
+        return _ids(self._directories.survey(take_locks=False)) != self._reported
 
     def _acquire(self, assignment: BrokerAssignment) -> bool:
         seat = registry.read_seat(self._spec.name)
@@ -396,6 +414,10 @@ class BrokerActor:
         if self._controller is None:
             raise OutcomeUnknownError("the controller is being replaced")
         return await ask(self._controller, request, self._spec.config.start_timeout_ms)
+
+
+def _ids(survey: Survey) -> list[str]:
+    return [one.directory_id for one in survey.directories]
 
 
 def _kill(actor: Any) -> None:

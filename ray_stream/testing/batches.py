@@ -26,7 +26,7 @@ OPTIONS = LogOptions(
 )
 
 
-def log_options(**changes: Any) -> LogOptions:  # noqa: ANN401 - any field of LogOptions
+def log_options(**changes: Any) -> LogOptions:
     """`OPTIONS`, with some of them changed."""
     return replace(OPTIONS, **changes)
 

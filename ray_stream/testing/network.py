@@ -183,7 +183,7 @@ class _Call:
         self._network.note(process.name, f"{self._method} from {self._source.name}")
         replied = False
 
-        def reply(answer: Any) -> None:  # noqa: ANN401 - the answer of any method
+        def reply(answer: Any) -> None:
             nonlocal replied
             assert not replied, f"{process.name} answered one {self._method} twice"
             replied = True
@@ -195,10 +195,10 @@ class _Call:
 
         handler(request, reply)
 
-    def _bring(self, answer: Any) -> None:  # noqa: ANN401 - the answer of any method
+    def _bring(self, answer: Any) -> None:
         self._network.later(0, lambda: self._answer(answer), self._source)
 
-    def _answer(self, answer: Any) -> None:  # noqa: ANN401 - the answer of any method
+    def _answer(self, answer: Any) -> None:
         reply, self._reply = self._reply, None
         if reply is not None:
             said = type(answer).__name__
@@ -206,7 +206,7 @@ class _Call:
             reply(answer)
 
 
-def _encoded(answer: Any) -> list[bytes]:  # noqa: ANN401 - the answer of any method
+def _encoded(answer: Any) -> list[bytes]:
     if isinstance(answer, RayStreamError):
         frames = wire.encode_error(answer)
     else:
@@ -214,6 +214,6 @@ def _encoded(answer: Any) -> list[bytes]:  # noqa: ANN401 - the answer of any me
     return [bytes(frame) for frame in frames]
 
 
-def _decoded(frames: list[bytes]) -> Any:  # noqa: ANN401 - the answer of any method
+def _decoded(frames: list[bytes]) -> Any:
     answer = wire.decode([memoryview(frame) for frame in frames])
     return answer.error.to_error() if isinstance(answer, Failed) else answer
