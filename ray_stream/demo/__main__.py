@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 
 from ray_stream.demo import flights
-from ray_stream.demo.child import run_act
+from ray_stream.demo.child import Act, run_act
 from ray_stream.demo.events import Failed, Verified, Written
 from ray_stream.demo.show import Stage, stage, summary
 
@@ -32,7 +32,13 @@ class ActFailedError(Exception):
     "--data-dir", type=click.Path(path_type=Path, file_okay=False),
     help="An empty directory for the data, which stays. Default: a temporary one.",
 )  # fmt: skip
-def demo(keep: bool, data_dir: Path | None) -> None:
+@click.option(
+    "--flights",
+    "count",
+    type=click.IntRange(min=10_000),
+    help="Only so many of them, for a quick look.",
+)
+def demo(keep: bool, data_dir: Path | None, count: int | None) -> None:
     """Write 336,776 flights while a process is killed, restart from disk, verify.
 
     Everything runs on a local Ray of its own, which the demo starts and stops.
@@ -48,7 +54,7 @@ def demo(keep: bool, data_dir: Path | None) -> None:
     ) as made:
         log = Path(made.name)
     try:
-        written, verified = _play(directory, log)
+        written, verified = _play(directory, log, count)
     except ActFailedError as error:
         _end(f"{error}; the log is {log}", FAILED)
     except KeyboardInterrupt:
@@ -61,18 +67,18 @@ def demo(keep: bool, data_dir: Path | None) -> None:
         click.echo(f"ray-stream verify {directory}")
 
 
-def _play(directory: Path, log: Path) -> tuple[Written, Verified]:
+def _play(directory: Path, log: Path, count: int | None) -> tuple[Written, Verified]:
     with stage(Console(stderr=True)) as shown:
-        written = _act("write", directory, log, shown)
-        verified = _act("verify", directory, log, shown)
+        written = _act(Act("write", directory, count), log, shown)
+        verified = _act(Act("verify", directory, count), log, shown)
     assert isinstance(written, Written)
     assert isinstance(verified, Verified)
     return written, verified
 
 
-def _act(act: str, directory: Path, log: Path, shown: Stage) -> Written | Verified:
+def _act(act: Act, log: Path, shown: Stage) -> Written | Verified:
     result = None
-    with closing(run_act(act, directory, log)) as events:
+    with closing(run_act(act, log)) as events:
         for event in events:
             match event:
                 case Failed():
@@ -82,7 +88,7 @@ def _act(act: str, directory: Path, log: Path, shown: Stage) -> Written | Verifi
                 case _:
                     shown.show(event)
     if result is None:
-        raise ActFailedError(f"the act {act!r} ended without a result")
+        raise ActFailedError(f"the act {act.name!r} ended without a result")
     return result
 
 

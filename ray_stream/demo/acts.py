@@ -11,8 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,6 +24,9 @@ from ray_stream.demo.child import Speaker
 from ray_stream.demo.events import Began, Event, Failed, Killed, Progressed, Verified, Written
 from ray_stream.errors import RayStreamError
 from ray_stream.types import RecordMetadata
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 TOPIC = "flights"
 PARTITIONS = 6
@@ -159,10 +161,10 @@ class Writer:
         return max(self.ledger.again[one] for one in self.killed.partitions) - self.killed_at
 
 
-def write(data_dir: str, say: Say) -> None:
+def write(data_dir: str, count: int, say: Say) -> None:
     """The first act: every flight is sent while a consumer reads; half-way a process is killed."""
     say(Began("reading the flights"))
-    frame = flights.load(_source())
+    frame = _flights(count)
     say(Began("starting a cluster on a local Ray"))
     begun = time.monotonic()
     with ray_stream.start(data_dir=data_dir) as cluster:
@@ -194,7 +196,7 @@ def write(data_dir: str, say: Say) -> None:
     )
 
 
-def verify(data_dir: str, say: Say) -> None:
+def verify(data_dir: str, count: int, say: Say) -> None:
     """The second act: start again from disk, read everything through Arrow, judge it."""
     say(Began("starting again from disk"))
     begun = time.monotonic()
@@ -206,7 +208,7 @@ def verify(data_dir: str, say: Say) -> None:
         read_s = time.monotonic() - begun
         say(Began("stopping everything"))
     say(Began("verifying"))
-    found = verdict.judge(table, flights.load(_source()))
+    found = verdict.judge(table, _flights(count))
     if found.problems:
         raise NotHeldError("; ".join(found.problems))
     say(Verified(start_s, read_s, table.num_rows, found.verified))
@@ -215,10 +217,12 @@ def verify(data_dir: str, say: Say) -> None:
 ACTS = {"write": write, "verify": verify}
 
 
-def _source() -> Path:
+def _flights(count: int) -> "pd.DataFrame":
+    """The first so many; 0: all."""
     path = flights.find()
     assert path is not None, "the parent checked that the data is there"
-    return path
+    frame = flights.load(path)
+    return frame.head(count) if count else frame
 
 
 @contextmanager
@@ -240,11 +244,11 @@ def _telling(tell: Callable[[], None]) -> Iterator[None]:
     tell()
 
 
-def main(act: str, data_dir: str, descriptor: str) -> int:
+def main(act: str, data_dir: str, count: str, descriptor: str) -> int:
     """Play one act; what goes wrong is told in one line, and its traceback goes to the log."""
     say = Speaker(int(descriptor))
     try:
-        ACTS[act](data_dir, say)
+        ACTS[act](data_dir, int(count), say)
     except (NotHeldError, RayStreamError) as error:
         traceback.print_exc()
         say(Failed(" ".join(str(error).split())))

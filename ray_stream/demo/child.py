@@ -8,7 +8,9 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -18,21 +20,33 @@ from ray_stream.demo.events import DECODER, Event, Failed
 SILENCE_S = 300.0
 """An act without an event for so long hangs."""
 END_S = 60.0
+GRACE_S = 20.0
 CLEARED = ("RAY_ADDRESS", "RAY_STREAM_DATA_DIR")
 """The demo has a Ray and a data directory of its own, whatever else is set."""
 
 
-def run_act(act: str, data_dir: Path, log: Path) -> Generator[Event, None, None]:
-    """Run one act; yields its events. A process that ends without a last word is `Failed`.
+@dataclass(frozen=True, slots=True)
+class Act:
+    """What is played."""
+
+    name: str
+    """As `acts` knows it."""
+    data_dir: Path
+    flights: int | None = None
+    """Only the first so many; None: all."""
+
+
+def run_act(act: Act, log: Path) -> Generator[Event, None, None]:
+    """Run one act; yields its events. A process that ends badly yields `Failed`.
 
     Args:
-        act: its name, as `acts` knows it.
-        data_dir: for the cluster.
+        act: what to play.
         log: where its output goes; added to.
     """
     receiving, sending = os.pipe()
     environment = {key: value for key, value in os.environ.items() if key not in CLEARED}
-    command = [sys.executable, "-m", "ray_stream.demo.acts", act, str(data_dir), str(sending)]
+    arguments = [act.name, str(act.data_dir), str(act.flights or 0), str(sending)]
+    command = [sys.executable, "-m", "ray_stream.demo.acts", *arguments]
     with log.open("ab") as output:
         process = subprocess.Popen(  # noqa: S603 - our own module
             command,
@@ -44,15 +58,15 @@ def run_act(act: str, data_dir: Path, log: Path) -> Generator[Event, None, None]
         )
     os.close(sending)
     try:
-        yield from _events(receiving, act)
+        yield from _events(receiving, act.name)
         process.wait(END_S)
     except subprocess.TimeoutExpired:
-        yield Failed(f"the act {act!r} did not end")
+        yield Failed(f"the act {act.name!r} did not end")
     finally:
         os.close(receiving)
         _end(process)
     if process.returncode:
-        yield Failed(f"the process of the act {act!r} ended with status {process.returncode}")
+        yield Failed(f"the process of the act {act.name!r} ended with status {process.returncode}")
 
 
 def _events(receiving: int, act: str) -> Iterator[Event]:
@@ -75,15 +89,13 @@ def _events(receiving: int, act: str) -> Iterator[Event]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Let a child that lost its reader stop its Ray; one that does not is killed."""
-    if process.poll() is not None:
-        return
-    process.terminate()
-    try:
-        process.wait(END_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    """Let a child that lost its reader, or got Ctrl-C itself, stop its Ray; then insist."""
+    steps: tuple[Callable[[], object], ...] = (process.poll, process.terminate, process.kill)
+    for insist in steps:
+        insist()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE_S)
+            return
 
 
 class Speaker:
