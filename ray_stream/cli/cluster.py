@@ -16,7 +16,7 @@ import click
 import ray_stream
 from ray_stream.cli.application import FAILED
 from ray_stream.cli.options import Target, cluster_options, config_option, json_option
-from ray_stream.cli.output import note, print_json, print_table
+from ray_stream.cli.output import note, print_json, print_table, waiting
 
 if TYPE_CHECKING:
     from ray_stream.cluster.handle import Cluster
@@ -47,9 +47,11 @@ def start(
     again.
     """
     nodes = _labels(labels)
-    with ray_stream.start(
-        name=name, address=address, data_dir=data_dir, nodes=nodes, config=config or None
-    ) as cluster:
+    with waiting(f"starting cluster {name!r}"):
+        started = ray_stream.start(
+            name=name, address=address, data_dir=data_dir, nodes=nodes, config=config or None
+        )
+    with started as cluster:
         if not cluster.embedded:
             click.echo(_running(cluster))
             return
@@ -204,6 +206,9 @@ def _cell(column: str, value: object) -> object:
 @cluster_options
 def stop(name: str, address: str | None, data_dir: str | None) -> None:
     """Stop a cluster: its actors end, logs closed first. Data stays, and so does Ray."""
-    with Target(name, address, data_dir).connect() as cluster:
+    with (
+        waiting(f"stopping cluster {name!r}"),
+        Target(name, address, data_dir).connect() as cluster,
+    ):
         cluster.shutdown()
     click.echo(f"cluster {name!r} stopped; its data stays")

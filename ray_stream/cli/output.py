@@ -6,7 +6,8 @@ drawn only on a terminal. Refuses: what is in them.
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -53,6 +54,16 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], title:
 def note(text: str) -> None:
     """A line beside the output proper: on standard error."""
     click.echo(text, err=True)
+
+
+@contextmanager
+def waiting(text: str) -> Iterator[None]:
+    """Show on a terminal that something is under way, for as long as the block takes."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    with Console(stderr=True).status(text):
+        yield
 
 
 def progress(*, shown: bool = True, speed: bool = False) -> Progress:

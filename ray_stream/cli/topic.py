@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ray_stream.cli.options import Target, cluster_options, config_option, json_option
-from ray_stream.cli.output import print_json, print_table
+from ray_stream.cli.output import print_json, print_table, waiting
 
 if TYPE_CHECKING:
     from ray_stream.types import TopicDescription
@@ -40,7 +40,7 @@ def create(
     **target: Any,  # noqa: ANN401 - the fields of `Target`
 ) -> None:
     """Make a topic; returns when every partition is served."""
-    with Target(**target).connect() as cluster:
+    with waiting(f"making topic {topic_name!r}"), Target(**target).connect() as cluster:
         cluster.create_topic(
             topic_name,
             partitions,
@@ -138,7 +138,7 @@ def alter(
     """Give a topic more partitions, other settings, or both; returns when they hold."""
     if partitions is None and not config:
         raise click.UsageError("nothing to change: give --partitions or --config")
-    with Target(**target).connect() as cluster:
+    with waiting(f"altering topic {topic_name!r}"), Target(**target).connect() as cluster:
         cluster.alter_topic(topic_name, partitions, **config)
     click.echo(f"topic {topic_name!r} is altered")
 
@@ -153,6 +153,6 @@ def delete(topic_name: str, yes: bool, **target: Any) -> None:  # noqa: ANN401 -
         if not sys.stdin.isatty():
             raise click.UsageError("deleting cannot be undone: give --yes")
         click.confirm(f"Delete topic {topic_name!r} with all its records, for good?", abort=True)
-    with Target(**target).connect() as cluster:
+    with waiting(f"deleting topic {topic_name!r}"), Target(**target).connect() as cluster:
         cluster.delete_topic(topic_name)
     click.echo(f"topic {topic_name!r} is deleted")
