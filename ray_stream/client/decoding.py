@@ -7,9 +7,9 @@ Columns become lists once for a run of records; each record object is made when 
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import repeat
+from itertools import islice, repeat
 from operator import length_hint
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,33 +17,41 @@ import pyarrow as pa
 from ray_stream.client.positions import PartitionState, StoredBatch
 from ray_stream.config import ConsumerConfig
 from ray_stream.errors import CorruptBatchError, DeserializationError
-from ray_stream.records.header import FLAG_HEADERS, FLAG_KEY, FLAG_TIMESTAMP, FLAG_VALUE
-from ray_stream.records.reader import to_user_batch
+from ray_stream.records.header import (
+    FLAG_HEADERS,
+    FLAG_KEY,
+    FLAG_OFFSET_DELTA,
+    FLAG_TIMESTAMP,
+    FLAG_VALUE,
+    BatchHeader,
+)
+from ray_stream.records.reader import decode_columns, to_user_batch
 from ray_stream.serializers import Deserialize, as_deserializer
 from ray_stream.types import Record, TimestampType
 
-# Places in RECORD_SCHEMA.
-_OFFSET, _KEY, _VALUE, _TIMESTAMP, _HEADERS = 0, 1, 2, 5, 7
-
 
 def rows_of(state: PartitionState, batch: StoredBatch) -> pa.RecordBatch:
-    """The rows of a batch from the position to the end that is wanted; decoded once.
+    """What users see of a batch from the position on, up to the end that is wanted.
 
     Raises:
         CorruptRecordError: the payload is damaged though its checksum holds.
     """
+    header = batch.header
     if batch.rows is None:
-        name, header = state.name, batch.header
         try:
-            rows = to_user_batch(header, batch.payload, *name, state.position)
+            batch.rows = to_user_batch(header, batch.payload, *state.name, state.position)
         except CorruptBatchError as error:
             raise state.corrupt(header.base_offset, header.next_offset, error) from error
-        if batch.end < header.next_offset:
-            offsets = rows.column(_OFFSET).to_numpy()
-            rows = rows.slice(0, int(np.searchsorted(offsets, batch.end)))
-        batch.rows = rows
-        batch.row = 0
-    return batch.rows
+    rows = batch.rows
+    if not rows.num_rows:
+        return rows
+    offsets = rows.column(0).to_numpy()
+    first, stop = 0, rows.num_rows
+    if offsets[0] < state.position:
+        first = int(np.searchsorted(offsets, state.position))
+    if offsets[-1] >= batch.end:
+        stop = int(np.searchsorted(offsets, batch.end))
+    return rows.slice(first, stop - first)
 
 
 def take_rows(state: PartitionState, limit: int | None) -> tuple[pa.RecordBatch, int]:
@@ -52,70 +60,48 @@ def take_rows(state: PartitionState, limit: int | None) -> tuple[pa.RecordBatch,
     Args:
         state: a partition with a buffered batch.
         limit: rows at most; None: the whole batch.
+
+    Raises:
+        CorruptRecordError: the batch is damaged.
     """
     batch = state.buffer[0]
     rows = rows_of(state, batch)
-    left = rows.num_rows - batch.row
-    count = left if limit is None else min(limit, left)
-    taken = rows if count == rows.num_rows else rows.slice(batch.row, count)
-    batch.row += count
-    return taken, _position_at(batch, rows)
-
-
-def _position_at(batch: StoredBatch, rows: pa.RecordBatch) -> int:
-    if batch.row >= rows.num_rows:
-        return batch.end
-    offset: int = rows.column(_OFFSET)[batch.row].as_py()
-    return offset
+    if limit is None or limit >= rows.num_rows:
+        return rows, batch.end
+    following: int = rows.column(0)[limit].as_py()
+    return rows.slice(0, limit), following
 
 
 class Run:
     """Some consecutive records of one batch, handed out one by one."""
 
-    __slots__ = (
-        "_batch",
-        "_behind",
-        "_first_row",
-        "_generation",
-        "_offsets",
-        "_places",
-        "records",
-        "state",
-    )
+    __slots__ = ("_behind", "_generation", "_offsets", "_places", "records", "state")
 
     def __init__(
         self,
         state: PartitionState,
-        batch: StoredBatch,
-        offsets: list[int],
+        header: BatchHeader,
+        offsets: Sequence[int],
         behind: int,
-        columns: Sequence[Iterable[Any]],
+        columns: "_Columns",
     ) -> None:
         self.state = state
         self._generation = state.generation
-        self._batch = batch
-        self._first_row = batch.row
         self._offsets = offsets
         self._behind = behind
         self._places = iter(offsets)
-        keys, values, timestamps, headers = columns
-        stored = batch.header
-        time_type = (
-            TimestampType.LOG_APPEND_TIME
-            if stored.is_log_append_time
-            else TimestampType.CREATE_TIME
-        )
+        late = header.is_log_append_time
         self.records: Iterator[Record] = map(
             Record,
             repeat(state.name.topic),
             repeat(state.name.partition),
             self._places,
-            timestamps,
-            repeat(int(time_type)),
-            keys,
-            values,
-            headers,
-            repeat(stored.leader_epoch),
+            columns.timestamps,
+            repeat(int(TimestampType.LOG_APPEND_TIME if late else TimestampType.CREATE_TIME)),
+            columns.keys,
+            columns.values,
+            columns.headers,
+            repeat(header.leader_epoch),
         )
         """Made as they are asked for."""
 
@@ -134,13 +120,20 @@ class Run:
         return self._offsets[-left] if left else self._behind
 
     def stop(self) -> int:
-        """Give out no more; the rest stays in the batch. Returns the position."""
+        """Give out no more. Returns the position."""
         position = self.position
-        left = length_hint(self._places)
-        self._batch.row = self._first_row + len(self._offsets) - left
         for _ in self._places:
             pass
         return position
+
+
+class _Columns(NamedTuple):
+    """The next records of a batch, a list each; what is not stored is repeated instead."""
+
+    keys: Iterable[Any]
+    values: Iterable[Any]
+    timestamps: Iterable[int]
+    headers: Iterable[Any]
 
 
 class Decoder:
@@ -168,60 +161,93 @@ class Decoder:
             DeserializationError: the first record is refused.
         """
         batch = state.buffer[0]
-        rows = rows_of(state, batch)
-        count = min(limit, rows.num_rows - batch.row)
-        offsets: list[int] = _cut(rows, _OFFSET, batch.row, count).to_numpy().tolist()
-        keys, values, times, headers = _columns(batch, rows, count)
+        header = batch.header
+        stored = _stored_columns(state, batch)
+        offsets, first = _offsets_left(state, batch, stored)
+        left = len(offsets)
+        offsets = offsets[:limit]
+        columns = _columns(header, stored, first, len(offsets))
+        if self._key is not None or self._value is not None:
+            columns, count = self._deserialized(columns, state, offsets)
+        else:
+            count = len(offsets)
+        behind = batch.end
+        if count < left:
+            # Of all offsets that are left, or of those of this run: the next one.
+            behind = offsets[count] if count < len(offsets) else offsets[-1] + 1
+        return Run(state, header, offsets[:count], behind, columns)
+
+    def _deserialized(
+        self, columns: _Columns, state: PartitionState, offsets: Sequence[int]
+    ) -> tuple[_Columns, int]:
+        """Keys and values up to the first that is refused, and how many that are."""
+        count = len(offsets)
         error: DeserializationError | None = None
         if self._value is not None:
+            values = list(islice(columns.values, count))
             values, error = _deserialized(self._value, values, state, offsets)
+            columns, count = columns._replace(values=values), len(values)
         if self._key is not None:
-            # Cut to the values that were good: the first failure of either ends the run.
-            keys, key_error = _deserialized(self._key, keys[: len(values)], state, offsets)
+            # Cut to the values that were good: the first refusal of either ends the run.
+            keys = list(islice(columns.keys, count))
+            keys, key_error = _deserialized(self._key, keys, state, offsets)
+            columns, count = columns._replace(keys=keys), len(keys)
             error = key_error or error
-        count = min(len(keys), len(values))
         if error is not None and not count:
             raise error
-        following = batch.row + count
-        behind = batch.end
-        if following < rows.num_rows:
-            behind = offsets[count] if count < len(offsets) else _offset(rows, following)
-        return Run(state, batch, offsets[:count], behind, (keys, values, times, headers))
+        return columns, count
 
 
 def _deserializer(chosen: object) -> Deserialize | None:
     return None if chosen is None else as_deserializer(chosen)  # type: ignore[arg-type]
 
 
-def _columns(
-    batch: StoredBatch, rows: pa.RecordBatch, count: int
-) -> tuple[list[Any], list[Any], Iterable[int], Iterable[Any]]:
-    """Keys, values, timestamps and headers of the next rows; columns not stored cost nothing."""
-    flags, row = batch.header.flags, batch.row
-    keys = _cut(rows, _KEY, row, count).to_pylist() if flags & FLAG_KEY else [None] * count
-    values = _cut(rows, _VALUE, row, count).to_pylist() if flags & FLAG_VALUE else [None] * count
-    times: Iterable[int]
-    if flags & FLAG_TIMESTAMP and not batch.header.is_log_append_time:
-        times = _cut(rows, _TIMESTAMP, row, count).to_numpy().tolist()
-    else:
-        times = repeat(_cut(rows, _TIMESTAMP, row, 1).to_pylist()[0] if count else 0)
-    headers: Iterable[Any] = repeat(())
-    if flags & FLAG_HEADERS:
-        headers = map(tuple, _cut(rows, _HEADERS, row, count).to_pylist())
-    return keys, values, times, headers
+def _stored_columns(state: PartitionState, batch: StoredBatch) -> pa.RecordBatch:
+    """The stored columns of a batch, checked; decoded once."""
+    if batch.columns is None:
+        header = batch.header
+        try:
+            batch.columns = decode_columns(header, batch.payload)
+        except CorruptBatchError as error:
+            raise state.corrupt(header.base_offset, header.next_offset, error) from error
+    return batch.columns
 
 
-def _cut(rows: pa.RecordBatch, column: int, first: int, count: int) -> pa.Array:
-    return rows.column(column).slice(first, count)
+def _offsets_left(
+    state: PartitionState, batch: StoredBatch, stored: pa.RecordBatch
+) -> tuple[Sequence[int], int]:
+    """The offsets from the position to the end that is wanted, and the row of the first."""
+    base = batch.header.base_offset
+    if not batch.header.flags & FLAG_OFFSET_DELTA:
+        first = max(0, state.position - base)
+        return range(base + first, min(base + stored.num_rows, batch.end)), first
+    deltas = stored.column("offset_delta").to_numpy()
+    first = int(np.searchsorted(deltas, state.position - base))
+    stop = int(np.searchsorted(deltas, batch.end - base))
+    return (deltas[first:stop] + np.int64(base)).tolist(), first
 
 
-def _offset(rows: pa.RecordBatch, row: int) -> int:
-    offset: int = rows.column(_OFFSET)[row].as_py()
-    return offset
+def _columns(header: BatchHeader, stored: pa.RecordBatch, first: int, count: int) -> _Columns:
+    flags = header.flags
+
+    def column(name: str) -> pa.Array:
+        return stored.column(name).slice(first, count)
+
+    timestamps: Iterable[int] = repeat(header.base_timestamp)
+    if header.is_log_append_time:
+        timestamps = repeat(header.append_timestamp)
+    elif flags & FLAG_TIMESTAMP:
+        timestamps = column("timestamp").to_numpy().tolist()
+    return _Columns(
+        keys=column("key").to_pylist() if flags & FLAG_KEY else repeat(None),
+        values=column("value").to_pylist() if flags & FLAG_VALUE else repeat(None),
+        timestamps=timestamps,
+        headers=map(tuple, column("headers").to_pylist()) if flags & FLAG_HEADERS else repeat(()),
+    )
 
 
 def _deserialized(
-    deserialize: Deserialize, raw: list[Any], state: PartitionState, offsets: list[int]
+    deserialize: Deserialize, raw: list[Any], state: PartitionState, offsets: Sequence[int]
 ) -> tuple[list[Any], DeserializationError | None]:
     """What the user's function makes of these; up to the first that it refuses, and that error."""
     made: list[Any] = []

@@ -41,6 +41,8 @@ class HandOut:
         self._driver = driver
         self._decoder = decoder
         self._run: Run | None = None
+        self._before_pump = 0
+        """Records of a loop that may be handed out before looking at the network again."""
 
     def next_run(self, limit: int) -> Run | None:
         """Wait for records that a loop will ask for one by one; None when all was read.
@@ -48,16 +50,20 @@ class HandOut:
         The position follows what the loop asked for; `stop_run` ends it early.
         """
         self.stop_run()
-        state = self._driver.wait_ready(None)
+        state = self._core.ready() if self._before_pump > 0 else None
+        if state is None:
+            state = self._driver.wait_ready(None)
+            self._before_pump = limit
         if state is None:
             return None
         if not state.buffer:
             raise self._core.take_error(state)
         try:
-            self._run = self._decoder.run(state, limit)
+            self._run = self._decoder.run(state, min(limit, self._before_pump))
         except (CorruptRecordError, DeserializationError):
             self._core.pass_turn(state)
             raise
+        self._before_pump -= len(self._run)
         return self._run
 
     def stop_run(self) -> None:

@@ -37,7 +37,7 @@ class Budget:
 class StoredBatch:
     """One fetched batch, decoded when its turn comes."""
 
-    __slots__ = ("end", "header", "payload", "row", "rows")
+    __slots__ = ("columns", "end", "header", "payload", "rows")
 
     def __init__(self, header: BatchHeader, payload: memoryview, end: int) -> None:
         self.header = header
@@ -45,9 +45,9 @@ class StoredBatch:
         self.end = end
         """The position behind it and behind batches without records that followed it."""
         self.rows: pa.RecordBatch | None = None
-        """What users see of it, once decoded."""
-        self.row = 0
-        """The next of `rows` to hand out."""
+        """As users see it, from the position at which it was decoded on."""
+        self.columns: pa.RecordBatch | None = None
+        """As it is stored."""
 
 
 class PartitionState:
