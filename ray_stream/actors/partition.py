@@ -18,6 +18,7 @@ from ray_stream.actors.partition_control import PartitionControl
 from ray_stream.actors.partition_host import PartitionHost
 from ray_stream.actors.settings import HostSettings
 from ray_stream.clock import SystemClock
+from ray_stream.errors import RayStreamError
 from ray_stream.log import locks
 from ray_stream.log.directory import partition_name
 from ray_stream.log.storage import DiskStorage, Lock, Storage
@@ -26,6 +27,7 @@ from ray_stream.rpc.hosting import (
     DescribeHost,
     HostDescribed,
     LeadPartitions,
+    PartitionsPrepared,
     PreparePartitions,
     ReleasePartitions,
 )
@@ -65,11 +67,12 @@ class PartitionActor:
         self._clock = SystemClock()
         address = ray.get_runtime_context().gcs_address
         self._holder = this_process(self._settings.host, address)
+        self._storage = DiskStorage()
         self._loop = HostLoop("partitions", self._clock)
         self._host = PartitionHost(self._clock, self._loop.sync)
         self._control = PartitionControl(
             self._host,
-            DiskStorage(),
+            self._storage,
             self._clock,
             boot_id=boot_id(),
             interval_ms=self._settings.config.checkpoint_interval_ms,
@@ -82,7 +85,7 @@ class PartitionActor:
                 ProduceRequest: self._host.produce,
                 FetchRequest: self._host.fetch,
                 ListOffsetsRequest: self._host.list_offsets,
-                PreparePartitions: self._control.prepare,
+                PreparePartitions: self._prepare,
                 LeadPartitions: self._control.lead,
                 AlterPartitions: self._control.alter,
                 ReleasePartitions: self._control.release,
@@ -128,6 +131,19 @@ class PartitionActor:
         if storage.exists(f"{root}/{name}"):
             locks.write_holder(storage, note, self._holder)
         return lock
+
+    def _prepare(self, request: PreparePartitions, reply: Reply[PartitionsPrepared]) -> None:
+        """As the control's; new logs get the note for which `_lock` had no place yet."""
+
+        def prepared(answer: PartitionsPrepared | RayStreamError) -> None:
+            for spec in request.partitions:
+                if spec.never_led and (spec.topic_id, spec.partition) in self._host.partitions:
+                    root = request.directories[spec.directory_id]
+                    name = partition_name(spec.topic_id, spec.partition)
+                    locks.write_holder(self._storage, locks.holder_path(root, name), self._holder)
+            reply(answer)
+
+        self._control.prepare(request, prepared)
 
     def _describe(self, request: DescribeHost, reply: Reply[HostDescribed]) -> None:
         del request

@@ -127,10 +127,10 @@ class Driver:
         shutil.rmtree(self._files, ignore_errors=True)
 
 
-def run(script: str, **options: Any) -> Any:  # noqa: ANN401 - whatever it told
+def run(script: str, *, timeout: float = PATIENCE_S, **options: Any) -> Any:  # noqa: ANN401 - heard
     """Run a script to its clean end; returns the last thing that it told."""
     with Driver(script, **options) as driver:
-        heard = driver.hear()
+        heard = driver.hear(timeout)
         driver.finish()
         return heard
 
