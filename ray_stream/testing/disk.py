@@ -10,7 +10,7 @@ zeros more). A name is durable only after a sync of its directory, whatever was 
 a rename is atomic. Syncing a file covers what was written to it before the sync was issued.
 
 A failed sync marks the data clean and loses it: reads show the good bytes until the cache is
-dropped, and no later sync brings them back.
+dropped, then zeros in their place, and no later sync brings them back.
 """
 
 import random
@@ -230,7 +230,7 @@ class Disk:
             case Sync():
                 self._sync(self.files[operation.inode], operation.issued_at)
             case FailedSync():
-                _lose(self.files[operation.inode], operation.fates)
+                self._lose(operation)
             case FlipBit():
                 _flip(self.files[operation.inode], operation)
             case SyncDirectory():
@@ -248,6 +248,17 @@ class Disk:
         for operation in covered:
             _change(file.durable, operation, KEPT)
         del file.unsynced[: len(covered)]
+
+    def _lose(self, failed: FailedSync) -> None:
+        file = self.files[failed.inode]
+        for (_, operation), fate in zip(file.unsynced, failed.fates, strict=True):
+            _change(file.durable, operation, fate)
+        file.unsynced.clear()
+        file.has_lost = True
+        if len(file.durable) < len(file.cached):
+            # The length belongs to the inode, which did not fail: a later sync saves it.
+            length = Truncate(failed.inode, len(file.cached))
+            file.unsynced.append((self.sequence, length))
 
     def _name(self, operation: NameOperation) -> None:
         if isinstance(operation, Create):
@@ -400,13 +411,6 @@ def _resize(content: bytearray, size: int) -> None:
         del content[size:]
     else:
         content.extend(bytes(size - len(content)))
-
-
-def _lose(file: FileState, chosen: Sequence[Fate]) -> None:
-    for (_, operation), fate in zip(file.unsynced, chosen, strict=True):
-        _change(file.durable, operation, fate)
-    file.unsynced.clear()
-    file.has_lost = True
 
 
 def _flip(file: FileState, flip: FlipBit) -> None:

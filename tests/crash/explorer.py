@@ -4,8 +4,11 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
+from ray_stream.errors import StorageOfflineError
 from ray_stream.log.partition_log import Appended, PartitionLog
+from ray_stream.log.repair import repair_partition
 from ray_stream.testing.memory import MemoryStorage
 from tests.crash.ledger import Ledger
 from tests.crash.runs import DIRECTORY, NOW_MS, Found, Run, make_batch, open_log, read_all
@@ -128,6 +131,14 @@ def sync_and_read(log: PartitionLog, before: list[Found]) -> None:
     expect(read_all(log)[: len(before)] == before, "appending changed what was there")
 
 
+class Check(Protocol):
+    """Opens a log after one crash and judges it."""
+
+    def __call__(
+        self, run: Run, crash_at: int, state: MemoryStorage, *, boot: str, killed: bool
+    ) -> None: ...
+
+
 @dataclass(slots=True)
 class Explored:
     """How much was looked at."""
@@ -137,13 +148,22 @@ class Explored:
     distinct: int = 0
 
 
-def explore(run: Run, rng: random.Random, *, all_up_to: int = 4, samples: int = 6) -> Explored:
+def explore(
+    run: Run,
+    rng: random.Random,
+    *,
+    all_up_to: int = 4,
+    samples: int = 6,
+    begin_at: int = 0,
+    check: Check | None = None,
+) -> Explored:
     """Every crash point: the process is killed; the power goes, with every combination of fates
     while they are few, else samples.
     """
     explored = Explored()
     for crash_at, state, boot, killed in crashes(run, rng, explored, all_up_to, samples):
-        check_at(run, crash_at, state, boot=boot, killed=killed)
+        if crash_at >= begin_at:
+            (check or check_at)(run, crash_at, state, boot=boot, killed=killed)
     return explored
 
 
@@ -188,6 +208,45 @@ def explore_second_lives(
             explored.states += one.states
             explored.distinct += one.distinct
     return explored
+
+
+def check_offline_at(
+    run: Run, crash_at: int, state: MemoryStorage, *, boot: str, killed: bool
+) -> None:
+    """As `check_at`, where a sync has failed: what was durable is served, the rest once repaired.
+
+    The page cache shows what is not on the disk: that is lost even if only the process dies.
+    """
+    del killed
+    log = open_log(state, boot=boot)
+    if log.recovery.quarantined:
+        # Killed before it could note the failed sync, so nobody knows any more that what is gone
+        # was never acknowledged: it is called damaged, which is safe.
+        with noted(run, crash_at):
+            _check_quarantined(log, run.ledger, crash_at)
+        return
+    if not log.offline:
+        log.close()
+        check_at(run, crash_at, state, boot=boot, killed=False)
+        return
+    with noted(run, crash_at):
+        expect(log.sync_job() is None, "an offline log promises nothing more")
+        answer = _append(log, make_batch("new", 1, 10, (-1, -1, -1)))
+        expect(isinstance(answer, StorageOfflineError), f"an append while offline: {answer!r}")
+        _check_content(log, read_all(log), run.ledger, crash_at, killed=False)
+        report = repair_partition(state, DIRECTORY, log.options, boot_id=boot, now_ms=NOW_MS)
+        expect(not report.lost, f"repair gave up what was durable: {report.lost}")
+    check_at(run, crash_at, state, boot=boot, killed=False)
+
+
+def _check_quarantined(log: PartitionLog, ledger: Ledger, crash_at: int) -> None:
+    for entry in ledger.required(crash_at, killed=False):
+        for damaged in log.recovery.quarantined:
+            expect(
+                entry.next_offset <= damaged.first_offset
+                or damaged.next_offset <= entry.base_offset,
+                f"called damaged, and it was durable: offset {entry.base_offset}",
+            )
 
 
 def check_at(run: Run, crash_at: int, state: MemoryStorage, *, boot: str, killed: bool) -> None:

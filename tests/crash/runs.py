@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from ray_stream.errors import StorageFullError
+from ray_stream.errors import StorageError, StorageFullError
 from ray_stream.log.options import LogOptions
 from ray_stream.log.partition_log import Appended, PartitionLog
 from ray_stream.records.builder import RecordColumns, build_batch
@@ -191,6 +191,18 @@ class Run:
         self.log.synced(job)
         self.note_synced()
 
+    def sync_and_fail(self) -> None:
+        """A round of which one sync loses what it should have saved: the log is offline."""
+        self.append(2)
+        job = self.log.sync_job()
+        assert job is not None, "something was appended"
+        self.storage.faults.lost_by_failed_sync = self.rng
+        self.storage.faults.fail_sync(path_part=".log")
+        try:
+            job.run()
+        except StorageError as error:
+            self.log.sync_failed(job, error)
+
     def note_synced(self) -> None:
         self.ledger.synced(self.now, self.log.synced_end)
 
@@ -306,11 +318,19 @@ def lived(
     steps: int,
     options: LogOptions = FSYNC,
     kind: type[MemoryStorage] = MemoryStorage,
+    *,
+    fails_at_last: bool = False,
 ) -> Run:
-    """A recorded life from a log's creation to its closing."""
+    """A recorded life from a log's creation to its closing, or to a failed sync."""
     storage = kind(Disk())
     storage.make_directory("/data")
     run = Run(storage, options, random.Random(seed))
     run.create()
-    run.live(steps)
+    if fails_at_last:
+        for _ in range(steps):
+            run.step()
+        run.become(Durability.FSYNC)
+        run.sync_and_fail()
+    else:
+        run.live(steps)
     return run

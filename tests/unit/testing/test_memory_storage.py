@@ -6,7 +6,16 @@ import pytest
 
 from ray_stream.errors import StorageError, StorageFullError
 from ray_stream.log.storage import read_file, replace_file
-from ray_stream.testing.disk import DROPPED, KEPT, ZEROED, Disk, Fate, FateKind
+from ray_stream.testing.disk import (
+    DROPPED,
+    KEPT,
+    ZEROED,
+    Disk,
+    FailedSync,
+    Fate,
+    FateKind,
+    Write,
+)
 from ray_stream.testing.memory import MemoryStorage
 
 
@@ -143,6 +152,20 @@ def test_a_failed_sync_loses_the_data_and_hides_it_until_the_cache_is_dropped() 
     assert contents_after_crashes(storage, "/d/f") == {b"synced \0\0\0\0"}
     file.drop_cache()
     assert file.read(100, 0) == b"synced \0\0\0\0"
+
+
+def test_a_failed_sync_that_saved_nothing_leaves_zeros_of_the_full_length() -> None:
+    storage = storage_with("/d/f", b"synced ")
+    file = storage.open("/d/f")
+    file.write([b"lost"], 7)
+    (write,) = storage.disk.unsynced()
+    assert isinstance(write, Write)
+    storage.disk.apply(FailedSync(write.inode, (DROPPED,)))
+    assert contents_after_crashes(storage, "/d/f") == {b"synced ", b"synced \0\0\0\0"}
+    file.drop_cache()
+    assert file.read(100, 0) == b"synced \0\0\0\0"
+    file.sync()
+    assert contents_after_crashes(storage, "/d/f") == {b"synced \0\0\0\0"}
 
 
 def test_a_full_disk_refuses_a_write_and_the_file_keeps_its_length() -> None:
