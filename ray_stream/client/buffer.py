@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ray_stream.client.batching_core import Columns
+from ray_stream.client.record_checks import BATCH_OVERHEAD_BYTES
 from ray_stream.client.rows import PLAIN, OpenRows, Row, widened
 from ray_stream.clock import Clock
 from ray_stream.config import ProducerConfig
@@ -322,7 +323,12 @@ class SendBuffer:
         return True
 
     def _new_rows(self, topic: TopicMetadata, width: int) -> OpenRows:
-        full_at = min(self._config.batch_size, topic.config.max_message_bytes)
+        # What does not fit below this takes the long way, and is checked there against the limits.
+        full_at = min(
+            self._config.batch_size,
+            topic.config.max_message_bytes,
+            max(1, topic.config.max_batch_bytes - BATCH_OVERHEAD_BYTES),
+        )
         clock = self._clock
         return OpenRows(topic, width, full_at, clock.monotonic_ms(), clock.now_ms())
 

@@ -10,34 +10,23 @@ import warnings
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
-import numpy as np
-
-from ray_stream.client.batching_core import Columns, OnDelivery
+from ray_stream.client.addresses import Addresses
+from ray_stream.client.batching_core import OnDelivery
 from ray_stream.client.calls import check_timeout, warn_in_running_loop
 from ray_stream.client.exit_hook import watch
 from ray_stream.client.outcomes import Receipt
-from ray_stream.client.record_checks import (
-    check_size,
-    checked_headers,
-    checked_partition,
-    checked_timestamp,
-    header_bytes,
-)
-from ray_stream.client.rows import KEYED, PLAIN, OpenRows, Row
+from ray_stream.client.record_checks import check_timestamp, checked_headers, header_bytes
+from ray_stream.client.rows import FULL, KEYED, PLAIN, OpenRows, Row, narrowed
 from ray_stream.client.sender import Sender
 from ray_stream.client.tabular import Reading, columns_of, with_key
 from ray_stream.clock import Clock
-from ray_stream.config import ProducerConfig, check_topic_name
+from ray_stream.config import ProducerConfig
 from ray_stream.errors import (
     ClosedError,
     FlushTimeoutError,
     InvalidArgumentError,
-    RecordTooLargeError,
-    SchemaError,
     SerializationError,
-    UnknownTopicOrPartitionError,
 )
-from ray_stream.metadata.commands import TopicMetadata
 from ray_stream.rpc.services import Services
 from ray_stream.serializers import as_serializer
 from ray_stream.types import Headers, RecordMetadata
@@ -75,8 +64,9 @@ class Producer:
             rng: chance; None: seeded by the system.
         """
         self._closed = True  # until there is something to close
-        self._key_serializer = as_serializer(config.key_serializer)
-        self._value_serializer = as_serializer(config.value_serializer)
+        self._serialize_key = as_serializer(config.key_serializer)
+        self._serialize = as_serializer(config.value_serializer)
+        self._strict = config.key_serializer is None and config.value_serializer is None
         self._config = config
         self._clock = clock
         self._sender = Sender(
@@ -86,11 +76,12 @@ class Producer:
             rng or random.Random(),  # noqa: S311 - spreads load, guards nothing
             f"producer of {cluster!r}",
         )
+        self._addresses = Addresses(self._sender, config)
         self._closed = False
         watch(self._sender)
-        plain = config.key_serializer is config.value_serializer is config.partitioner is None
         # Where `send` may put a record without asking; nowhere if each record needs more work.
         self._open: dict[str, OpenRows] = {}
+        plain = self._strict and config.partitioner is None
         if plain and config.linger_ms <= STAMP_LINGER_MS:
             self._open = self._sender.buffer.open
 
@@ -217,29 +208,27 @@ class Producer:
             Otherwise as `send`. All rows are checked before any is accepted.
         """
         self._sender.check()
-        described = self._describe(topic)
-        if partition is not None:
-            described, partition = self._with_partition(described, partition)
         config = self._config
+        described = self._addresses.describe(topic)
+        if partition is not None:
+            described, partition = self._addresses.place(described, partition, None)
         reading = Reading(
-            None if config.key_serializer is None else self._key_serializer,
-            None if config.value_serializer is None else self._value_serializer,
+            None if config.key_serializer is None else self._serialize_key,
+            None if config.value_serializer is None else self._serialize,
             tombstones,
             self._clock.now_ms(),
         )
         parts = columns_of(data, reading)
         if key is not None:
-            parts = self._with_key(parts, key)
-        described = self._check_rows(described, parts)
+            if isinstance(key, str) and config.key_serializer is None:
+                key = key.encode()
+            parts = with_key(parts, self._serialize_key(key))
+        described = self._addresses.check_rows(described, parts)
         for part in parts:
-            part.partition = partition
-            if partition is None and config.partitioner is not None:
-                keys = [None] * part.count if part.key is None else part.key.to_pylist()
-                part.partition = np.array(
-                    [self._place_by_user(described, one) for one in keys], np.int64
-                )
-            several = partition is None and part.key is not None
-            spread = min(len(described.partitions), _PARTITIONS_A_PART) if several else 1
+            self._addresses.place_rows(described, part, partition)
+            spread = 1
+            if partition is None and part.key is not None:
+                spread = min(len(described.partitions), _PARTITIONS_A_PART)
             self._sender.buffer.put_columns(described, part, spread * config.batch_size)
 
     # --- waiting -----------------------------------------------------------------------------
@@ -334,7 +323,7 @@ class Producer:
             TimeoutExpiredError: it could not be looked up within `max_block_ms`.
         """
         self._sender.check()
-        return [entry.partition for entry in self._describe(topic).partitions]
+        return [entry.partition for entry in self._addresses.describe(topic).partitions]
 
     def metrics(self) -> dict[str, int]:
         """Counters since the beginning, and what is under way now."""
@@ -378,112 +367,37 @@ class Producer:
         at_once: bool,
     ) -> None:
         self._sender.check()
-        value_bytes = self._value_serializer(value)
-        key_bytes = self._key_serializer(key)
-        checked_timestamp(timestamp_ms)
-        pairs = checked_headers(headers)
+        value_bytes = value if self._strict and type(value) is bytes else self._serialize(value)
+        key_bytes = key if self._strict and type(key) is bytes else self._serialize_key(key)
+        pairs = None if headers is None else checked_headers(headers)
+        if timestamp_ms is not None:
+            check_timestamp(timestamp_ms)
+        elif self._config.linger_ms > STAMP_LINGER_MS:
+            timestamp_ms = self._clock.now_ms()
         if on_delivery is not None and not callable(on_delivery):
             raise InvalidArgumentError(
                 f"on_delivery={on_delivery!r}: a function of (metadata, error) is needed"
             )
-        described = self._describe(topic)
-        if partition is not None:
-            described, partition = self._with_partition(described, partition)
-        elif self._config.partitioner is not None:
-            partition = self._place_by_user(described, key_bytes)
-        if timestamp_ms is None and self._config.linger_ms > STAMP_LINGER_MS:
-            timestamp_ms = self._clock.now_ms()
+        described = self._addresses.describe(topic)
+        if partition is not None or self._config.partitioner is not None:
+            described, partition = self._addresses.place(described, partition, key_bytes)
         row: Row = (key_bytes, value_bytes, partition, timestamp_ms, pairs, on_delivery)
-        if row[2:] == (None, None, None, None):
-            row = (value_bytes,) if key_bytes is None else row[:KEYED]
-        size = len(value_bytes or b"") + len(key_bytes or b"") + header_bytes(pairs)
-        described = self._check_row(described, row, size)
-        self._sender.buffer.put(described, row, size or 1, at_once=at_once)
-
-    def _describe(self, topic: str) -> TopicMetadata:
-        if isinstance(topic, str):
-            known = self._sender.directory.topic(topic)
-            if known is not None:
-                return known
-        return self._look_up(check_topic_name(topic))
-
-    def _look_up(self, topic: str) -> TopicMetadata:
-        warn_in_running_loop()
-        error = self._sender.look_up(topic, self._config.max_block_ms)
-        if error is not None:
-            raise error
-        known = self._sender.directory.topic(topic)
-        if known is None:
-            raise UnknownTopicOrPartitionError(
-                f"there is no topic {topic!r}: create it with create_topic({topic!r})"
-            )
-        return known
-
-    def _with_partition(
-        self, described: TopicMetadata, partition: int
-    ) -> tuple[TopicMetadata, int]:
-        try:
-            return described, checked_partition(partition, described)
-        except UnknownTopicOrPartitionError:  # it may have been added since we looked
-            described = self._look_up(described.name)
-            return described, checked_partition(partition, described)
-
-    def _place_by_user(self, described: TopicMetadata, key: bytes | None) -> int:
-        assert self._config.partitioner is not None, "asked only where there is one"
-        count = len(described.partitions)
-        partition = self._config.partitioner(key, count)
-        if isinstance(partition, bool) or not isinstance(partition, int):
-            raise InvalidArgumentError(
-                f"the partitioner returned {partition!r}: a number from 0 to {count - 1} is needed"
-            )
-        if not 0 <= partition < count:
-            raise InvalidArgumentError(
-                f"the partitioner returned {partition}: topic {described.name!r} has 0 to "
-                f"{count - 1}"
-            )
-        return partition
-
-    def _check_row(self, described: TopicMetadata, row: Row, size: int) -> TopicMetadata:
-        try:
-            check_size(described, size, lambda: self._columns_of_row(described, row), "the record")
-        except RecordTooLargeError:  # the limit may have been raised since we looked
-            described = self._look_up(described.name)
-            check_size(described, size, lambda: self._columns_of_row(described, row), "the record")
-        return described
-
-    def _columns_of_row(self, described: TopicMetadata, row: Row) -> Columns:
-        rows = OpenRows(described, len(row), 0, 0, self._clock.now_ms())
-        rows.rows.extend(row)
-        rows.take()
-        return rows.columns()
-
-    # --- many records --------------------------------------------------------------------------
-
-    def _with_key(self, parts: list[Columns], key: bytes | str) -> list[Columns]:
-        if any(part.key is not None for part in parts):
-            raise SchemaError("there is a column 'key' and an argument key=: give one of them")
-        if isinstance(key, str) and self._config.key_serializer is None:
-            key = key.encode()
-        key_bytes = self._key_serializer(key)
-        return with_key(parts, key_bytes) if key_bytes is not None else parts
-
-    def _check_rows(self, described: TopicMetadata, parts: list[Columns]) -> TopicMetadata:
-        before = 0
-        for part in parts:
-            sizes = part.sizes()
-            row = int(sizes.argmax())
-
-            def alone(part: Columns = part, row: int = row) -> Columns:
-                return part.slice(row, row + 1)
-
-            what = f"row {before + row}"
-            try:
-                check_size(described, int(sizes[row]), alone, what)
-            except RecordTooLargeError:
-                described = self._look_up(described.name)
-                check_size(described, int(sizes[row]), alone, what)
-            before += part.count
-        return described
+        size = len(value_bytes or b"") + len(key_bytes or b"") + header_bytes(pairs) or 1
+        rows = self._sender.buffer.open.get(topic)
+        if rows is None or at_once or rows.width != FULL or rows.topic is not described:
+            row = narrowed(row)
+            described = self._addresses.check_row(described, row, size)
+            self._sender.buffer.put(described, row, size, at_once=at_once)
+            return
+        total = rows.bytes + size  # from here on as in `send`
+        if total < rows.limit:
+            rows.bytes = total
+            rows.rows.extend(row)
+            if not rows.limit:
+                self._sender.buffer.put_back(rows)
+            return
+        described = self._addresses.check_row(described, row, size)
+        self._sender.buffer.put(described, row, size, at_once=False)
 
     # --- failures ------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from ray_stream.records.builder import RecordColumns, build_batch
 from ray_stream.types import Headers
 
 _INT64_MAX = 2**63 - 1
-_OVERHEAD_BYTES = 1024
+BATCH_OVERHEAD_BYTES = 1024
 """More than header and Arrow metadata of any batch of one record take."""
 
 
@@ -42,15 +42,13 @@ def checked_partition(partition: object, topic: TopicMetadata) -> int:
     return partition
 
 
-def checked_timestamp(timestamp_ms: object) -> int | None:
-    """The timestamp, when it is one.
+def check_timestamp(timestamp_ms: object) -> None:
+    """Check a record's time.
 
     Raises:
         InvalidArgumentError: not a whole number.
         InvalidTimestampError: negative, or beyond 64 bits.
     """
-    if timestamp_ms is None:
-        return None
     if isinstance(timestamp_ms, bool) or not isinstance(timestamp_ms, int):
         raise InvalidArgumentError(
             f"timestamp_ms={timestamp_ms!r}: whole milliseconds since 1970-01-01T00:00Z are needed"
@@ -59,17 +57,14 @@ def checked_timestamp(timestamp_ms: object) -> int | None:
         raise InvalidTimestampError(
             f"timestamp_ms={timestamp_ms}: milliseconds count from 0 (1970-01-01T00:00Z) to 2**63-1"
         )
-    return timestamp_ms
 
 
-def checked_headers(headers: object) -> Headers | None:
+def checked_headers(headers: object) -> Headers:
     """Headers as a list of pairs; a mapping is taken as its items.
 
     Raises:
         InvalidRecordError: not pairs of a `str` and `bytes` or None.
     """
-    if headers is None:
-        return None
     if isinstance(headers, Mapping):
         headers = list(headers.items())
     if not isinstance(headers, Sequence) or isinstance(headers, str | bytes | bytearray):
@@ -121,7 +116,7 @@ def check_size(topic: TopicMetadata, size: int, columns: Callable[[], Columns], 
             f"max_message_bytes={limit}: send less, or raise it with alter_topic"
         )
     batch_limit = topic.config.max_batch_bytes
-    if size + _OVERHEAD_BYTES <= batch_limit:
+    if size + BATCH_OVERHEAD_BYTES <= batch_limit:
         return
     batch_bytes = sum(map(len, _alone(columns())))
     if batch_bytes > batch_limit:

@@ -175,6 +175,13 @@ def _add_extras(columns: Columns, rows: Sequence[Any]) -> None:
     ]
 
 
+def narrowed(row: Row) -> Row:
+    """A full record in as few cells as hold it."""
+    if row[KEYED:] != (None,) * (FULL - KEYED):
+        return row
+    return row[:KEYED] if row[0] is not None else row[1:KEYED]
+
+
 def widened(rows: list[Any], width: int, wider: int) -> list[Any]:
     """The same records with more cells each."""
     if width == wider:

@@ -262,8 +262,16 @@ def _headers(column: pa.Array | None) -> pa.Array | None:
     return column
 
 
-def with_key(parts: list[Columns], key: bytes) -> list[Columns]:
-    """The same rows with one key for all; in shorter runs, should the key be long."""
+def with_key(parts: list[Columns], key: bytes | None) -> list[Columns]:
+    """The same rows with one key for all; in shorter runs, should the key be long.
+
+    Raises:
+        SchemaError: there are keys already.
+    """
+    if any(part.key is not None for part in parts):
+        raise SchemaError("there is a column 'key' and an argument key=: give one of them")
+    if key is None:  # that is what the serializer made of it
+        return parts
     rows = max(1, _KEY_COLUMN_BYTES // (len(key) + 1))
     keyed = []
     for part in parts:

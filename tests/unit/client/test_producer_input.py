@@ -100,14 +100,15 @@ def test_a_record_that_no_batch_could_hold_is_refused(
     services: ProduceServices, producer: Make
 ) -> None:
     services.make(max_message_bytes=1_024, max_batch_bytes=1_024)
-    one = producer()
-    with pytest.raises(RecordTooLargeError, match="max_batch_bytes=1024"):
-        one.send("t", bytes(1_024))
+    one = producer(linger_ms=60_000)
+    for fine in (bytes(500), b"x"):
+        one.send("t", fine)
+        with pytest.raises(RecordTooLargeError, match="max_batch_bytes=1024"):
+            one.send("t", bytes(900))
     with pytest.raises(RecordTooLargeError, match="max_batch_bytes=1024"):
         one.send_batch("t", [b"a", bytes(1_024)])
-    one.send("t", bytes(500))
     one.flush()
-    assert services.values() == [bytes(500)]
+    assert services.values() == [bytes(500), b"x"]
 
 
 def test_a_limit_that_was_raised_meanwhile_is_found_out(
