@@ -24,11 +24,15 @@ def shared_dir() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def shared(local_ray: str, shared_dir: Path) -> Iterator[Cluster]:
-    """The cluster named `shared`, with two shared partition actors."""
+    """The cluster named `shared`, with two shared partition actors.
+
+    The topic `standing` keeps them up: a new topic does not wait for processes.
+    """
     del local_ray
     with ray_stream.start(
         name=NAME, data_dir=shared_dir, config={"partition_actors_max": 2}
     ) as cluster:
+        cluster.create_topic("standing", partitions=2)
         yield cluster
         cluster.shutdown()
 
