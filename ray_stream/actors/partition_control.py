@@ -112,7 +112,10 @@ class PartitionControl:
             log = self._open_log(spec, root)
             if not log.offline:
                 return Hosted(spec, log, lock)
-            reason = f"{StorageOfflineError.__name__}: {log.offline}"
+            reason = (
+                f"{StorageOfflineError.__name__}: {log.offline}; stop the cluster, then "
+                "`ray-stream repair` reads the partition anew from the disk"
+            )
         except RayStreamError as error:
             reason = f"{type(error).__name__}: {error}"
         except BaseException:
@@ -209,8 +212,10 @@ class PartitionControl:
                 continue
             if hosted.log.synced_end < hosted.log.written_end:
                 self._host.sync_in_background(hosted)
-            else:
-                hosted.checkpointed_end = hosted.log.written_end
+            # Also of a log that is never idle: what is behind its checkpoint is read again after a
+            # crash.
+            if hosted.checkpointed_end != hosted.log.synced_end:
+                hosted.checkpointed_end = hosted.log.synced_end
                 hosted.log.checkpoint()
 
     def close(self) -> None:

@@ -69,7 +69,7 @@ class Raylets:
 
     def stop(self) -> None:
         """End all of it."""
-        ray.shutdown()
+        ray.shutdown()  # type: ignore[no-untyped-call]  # Ray leaves it unannotated
         self._ray.shutdown()
 
 

@@ -1,4 +1,4 @@
-"""Nodes that die and come back: their partitions serve again, and nothing is made in their place."""
+"""Nodes that die and come back: their partitions serve again, nothing is made in their place."""
 
 import shutil
 import tempfile

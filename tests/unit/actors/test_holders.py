@@ -25,8 +25,8 @@ def process() -> Iterator[subprocess.Popen[bytes]]:
         process.kill()
 
 
-def holder_of(pid: int, raylet_pid: int, **changes: Any) -> Holder:
-    values = {
+def holder_of(pid: int, raylet_pid: int, **changes: str | int) -> Holder:
+    values: dict[str, Any] = {
         "pid": pid,
         "start_time": start_time(pid),
         "boot_id": boot_id(),
