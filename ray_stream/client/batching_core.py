@@ -9,7 +9,7 @@ except for those that asked to be told of their delivery.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -286,8 +286,13 @@ class Batcher:
         if sticky is None:
             sticky = StickyPartitioner(self._batch_size, self._rng)
             self._sticky[topic.name] = sticky
-        served = [entry.partition for entry in topic.partitions if entry.host]
-        return sticky.choose(columns.total_bytes(), served or range(len(topic.partitions)))
+        return sticky.choose(columns.total_bytes(), lambda: _available(topic))
+
+
+def _available(topic: TopicMetadata) -> Sequence[int]:
+    """The partitions that something serves; all, if nothing serves any."""
+    served = [entry.partition for entry in topic.partitions if entry.host]
+    return served or range(len(topic.partitions))
 
 
 def binary_lengths(column: pa.Array) -> npt.NDArray[np.int64]:

@@ -63,6 +63,7 @@ class SendBuffer:
         config: sizes and times.
         clock: for opening times, stamps, and how long a caller is blocked.
         check: raises when nothing may be put any more (closed, forked, broken).
+        check_wait: raises when the caller must not wait.
         wake: tells the sender that there is something for it.
     """
 
@@ -71,6 +72,7 @@ class SendBuffer:
         config: ProducerConfig,
         clock: Clock,
         check: Callable[[], None],
+        check_wait: Callable[[], None],
         wake: Callable[[], None],
     ) -> None:
         self.open: dict[str, OpenRows] = {}
@@ -78,6 +80,7 @@ class SendBuffer:
         self._config = config
         self._clock = clock
         self._check = check
+        self._check_wait = check_wait
         self._wake = wake
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
@@ -162,9 +165,10 @@ class SendBuffer:
     def put_back(self, rows: OpenRows) -> None:
         """A record may have come into `rows` after they were taken: put it elsewhere."""
         with self._lock:
-            late = rows.leftover() if rows.taken is not None else []
-            if not late:
+            if rows.taken is None or len(rows.rows) == rows.taken:
                 return
+            self._check()
+            late = rows.leftover()
             again = self._new_rows(rows.topic, rows.width)
             again.rows = late
             again.generation = self._generation
@@ -289,6 +293,7 @@ class SendBuffer:
                     f"{self._config.max_block_ms}: {what} and what follows was not accepted, what "
                     "came before is kept; send more slowly, or raise one of the two"
                 )
+            self._check_wait()
             for name in list(self.open):
                 self._seal(name)
             self._wake()

@@ -149,5 +149,5 @@ def _tell(
 ) -> None:
     try:
         callback(metadata, error)
-    except Exception:  # noqa: BLE001 - the user's code: its fault is shown, delivery goes on
+    except BaseException:  # noqa: BLE001 - the user's code: its fault is shown, delivery goes on
         _LOG.error("on_delivery %r raised; delivery goes on", callback, exc_info=True)

@@ -9,7 +9,7 @@ Java client puts it; keyless records follow KIP-794.
 
 import random
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -141,15 +141,15 @@ class StickyPartitioner:
         self._current = NO_PARTITION
         self._bytes = 0
 
-    def choose(self, size: int, available: Sequence[int]) -> int:
+    def choose(self, size: int, available: Callable[[], Sequence[int]]) -> int:
         """The partition for the next `size` bytes of keyless records.
 
         Args:
             size: their bytes; they stay together.
-            available: partitions to choose from when it is time to move on, at least one.
+            available: partitions to choose from, at least one; asked when it is time to move on.
         """
         if self._current == NO_PARTITION or self._bytes >= self._batch_size:
-            self._current = available[self._rng.randrange(len(available))]
+            self._current = self._rng.choice(available())
             self._bytes = 0
         self._bytes += size
         return self._current

@@ -108,7 +108,7 @@ class Producer:
             timestamp_ms: the record's time; None: now.
             headers: (name, bytes) pairs.
             on_delivery: called with (metadata, error) when the outcome is known, one of them None;
-                in the producer's own thread, so keep it short.
+                in the producer's own thread, so keep it short: it may send, not flush.
 
         Raises:
             BufferFullError: the buffer stayed full for `max_block_ms`.
@@ -171,6 +171,7 @@ class Producer:
             RayStreamError: the delivery failed; `OutcomeUnknownError`: nobody knows. Otherwise as
                 `send`.
         """
+        self._sender.check_wait()
         receipt = Receipt()
         self._put(topic, value, key, partition, timestamp_ms, headers, receipt, at_once=True)
         warn_in_running_loop()
@@ -259,6 +260,7 @@ class Producer:
         """
         if self._closed or self._sender.forked:
             return
+        self._sender.check_wait()
         self._closed = True
         warn_in_running_loop()
         self._sender.close()

@@ -96,6 +96,8 @@ class ProducerCore:
         self._lanes: dict[tuple[str, int], Lane] = {}
         self._lanes_of: dict[str, list[Lane]] = {}
         """By the topic's name."""
+        self._queued: dict[str, dict[Lane, None]] = {}
+        """Lanes with batches that were never sent, by topic."""
         self._ready: dict[Lane, None] = {}
         """Lanes to look at in this step, in the order in which something happened to them."""
         self._timers: list[tuple[int, int, Lane]] = []
@@ -127,14 +129,7 @@ class ProducerCore:
 
     def backlog(self, topic: str) -> bool:
         """Whether batches of the topic wait to be sent, so that further ones would only queue."""
-        known = self.directory.topic(topic)
-        if known is None:
-            return False
-        return any(
-            lane is not None and lane.queue
-            for entry in known.partitions
-            for lane in (self._lanes.get((known.topic_id, entry.partition)),)
-        )
+        return bool(self._queued.get(topic))
 
     def step(self, event: Event, now_ms: int) -> list[Effect]:
         """Take one event.
@@ -293,6 +288,7 @@ class ProducerCore:
     def _abandon(self, error: RayStreamError, now_ms: int) -> None:
         for lane in self._lanes.values():
             self._failed(*lane.fail_all(error, now_ms))
+        self._queued.clear()
         self._requests.clear()
         self._inquiries.forget()
 
@@ -360,8 +356,15 @@ class ProducerCore:
             if not self._drop_if_gone(lane, now_ms):
                 self._collect(lane, rounds, now_ms)
                 self._set_timer(lane, now_ms)
+            self._note_queue(lane)
         for (_, host), entries in sorted(rounds.items(), key=lambda item: item[0][0]):
             self._send(host, entries, now_ms)
+
+    def _note_queue(self, lane: Lane) -> None:
+        if lane.queue:
+            self._queued.setdefault(lane.topic, {})[lane] = None
+        elif lane.topic in self._queued:
+            self._queued[lane.topic].pop(lane, None)
 
     def _drop_if_gone(self, lane: Lane, now_ms: int) -> bool:
         """Whether the lane's topic incarnation exists no more; then its batches fail."""

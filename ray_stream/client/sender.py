@@ -48,6 +48,7 @@ from ray_stream.clock import Clock
 from ray_stream.config import ProducerConfig
 from ray_stream.errors import (
     ClosedError,
+    ConcurrentAccessError,
     ForkedProcessError,
     InvariantViolationError,
     OutcomeUnknownError,
@@ -59,6 +60,7 @@ from ray_stream.rpc.services import Reply, Services
 
 _LOG = logging.getLogger("ray_stream.producer")
 _IDLE_S = 3600.0
+_BUILT_AT_ONCE = 16
 _WAIT_S = 0.5
 """No wait is longer without a look whether the thread still lives."""
 
@@ -115,7 +117,7 @@ class Sender:
         self.clock = clock
         self.directory = TopicDirectory()
         self.outcomes = Outcomes()
-        self.buffer = SendBuffer(config, clock, self.check, self._wake)
+        self.buffer = SendBuffer(config, clock, self.check, self.check_wait, self._wake)
         self.name = name
         self._services = services
         self._inbox: SimpleQueue[_Item] = SimpleQueue()
@@ -167,6 +169,18 @@ class Sender:
                 "were not acknowledged may be written or not; make another one"
             ) from self._broken
 
+    def check_wait(self) -> None:
+        """Refuse to wait in the one thread that everybody waits for.
+
+        Raises:
+            ConcurrentAccessError: this is a callback.
+        """
+        if threading.current_thread() is self._thread:
+            raise ConcurrentAccessError(
+                "this call would wait for the producer's own thread, in which on_delivery runs: "
+                "leave it to another thread"
+            )
+
     @property
     def forked(self) -> bool:
         """Whether this is the copy in a forked child, where nothing can be delivered."""
@@ -205,6 +219,7 @@ class Sender:
 
     def wait(self, event: threading.Event, timeout_s: float | None) -> bool:
         """Wait for the sender, in slices so that its end is noticed; Ctrl-C ends it at once."""
+        self.check_wait()
         give_up_ms = None
         if timeout_s is not None:
             give_up_ms = self.clock.monotonic_ms() + math.ceil(timeout_s * 1000)
@@ -274,7 +289,7 @@ class Sender:
             while not self._is_over():
                 for item in self._arrived():
                     self._take(item)
-                self._deliver_sealed()
+                self._deliver_sealed(_BUILT_AT_ONCE)
                 self._step(Tick())
                 self._settle()
         except BaseException as error:  # noqa: BLE001 - callers must not wait for a dead thread
@@ -310,7 +325,7 @@ class Sender:
             case None:
                 pass
             case _FlushAsked():
-                self._deliver_sealed()  # all that it covers was sealed before it was put
+                self._deliver_sealed(None)  # all that it covers was sealed before it was put
                 self._flushes.append(item)
             case _LookUp(topic, answer):
                 self._look_ups.setdefault(topic, []).append(answer)
@@ -324,9 +339,12 @@ class Sender:
             case _:
                 self._step(item)
 
-    def _deliver_sealed(self) -> None:
+    def _deliver_sealed(self, most: int | None) -> None:
+        """Build what is sealed, and send it; `most` at a time, so that answers are not kept."""
         self.buffer.seal_due(self.clock.monotonic_ms(), self._core.backlog)
-        while (taken := self.buffer.take()) is not None:
+        left = most
+        while left != 0 and (taken := self.buffer.take()) is not None:
+            left = None if left is None else left - 1
             columns = taken.columns()
             try:
                 batches = self._batcher.build(taken.topic, columns)

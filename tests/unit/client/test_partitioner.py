@@ -163,11 +163,11 @@ def test_a_few_long_keys_among_many_short_ones_hash_rightly() -> None:
 
 def test_keyless_records_stay_for_a_batch_and_then_move() -> None:
     sticky = StickyPartitioner(100, random.Random(7))
-    runs = [sticky.choose(25, range(50)) for _ in range(40)]
+    runs = [sticky.choose(25, lambda: range(50)) for _ in range(40)]
     assert all(len(set(runs[start : start + 4])) == 1 for start in range(0, 40, 4))
     assert len(set(runs)) > 5
 
 
 def test_keyless_records_avoid_what_is_not_available() -> None:
     sticky = StickyPartitioner(1, random.Random(7))
-    assert {sticky.choose(1, [2, 5]) for _ in range(50)} == {2, 5}
+    assert {sticky.choose(1, lambda: [2, 5]) for _ in range(50)} == {2, 5}

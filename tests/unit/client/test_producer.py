@@ -1,6 +1,7 @@
 """What a producer promises to those who send: every record where it belongs, once, in order."""
 
 import logging
+import sys
 import threading
 from collections.abc import Callable
 from itertools import pairwise
@@ -15,6 +16,7 @@ from ray_stream.client.producer import Producer
 from ray_stream.client.rows import OpenRows
 from ray_stream.config import ProducerConfig
 from ray_stream.errors import (
+    ConcurrentAccessError,
     DeliveryError,
     FlushTimeoutError,
     InvalidRecordError,
@@ -151,6 +153,18 @@ def test_a_lingering_batch_is_sent_when_its_time_is_over(
     assert services.arrived.acquire(timeout=10)
     one.flush()
     assert len(services.topics["t"].batches) == 1
+
+
+def test_without_linger_a_record_goes_out_by_itself(
+    services: ProduceServices, producer: Make
+) -> None:
+    services.make()
+    one = producer(linger_ms=0)
+    for number in range(200):
+        one.send("t", b"%d" % number)
+    assert services.arrived.acquire(timeout=10)
+    one.flush()
+    assert services.values() == [b"%d" % number for number in range(200)]
 
 
 def test_send_and_wait_does_not_linger_and_says_where_the_record_stands(
@@ -360,6 +374,40 @@ def test_a_callback_that_raises_is_reported_and_delivery_goes_on(
     assert "on_delivery" in caplog.text
     assert "ZeroDivisionError" in caplog.text
     assert services.values() == [b"a", b"b"]
+
+
+def test_a_callback_may_send_but_not_wait_for_itself(
+    services: ProduceServices, producer: Make
+) -> None:
+    services.make()
+    one = producer(buffer_memory=1_000)
+    refused: list[object] = []
+
+    def again(*_: object) -> None:
+        one.send("t", b"from the callback")
+        for wait in (one.flush, one.close, lambda: one.send_and_wait("t", b"x")):
+            try:
+                wait()
+            except ConcurrentAccessError as error:
+                refused.append(error)
+
+    one.send("t", b"a", on_delivery=again)
+    one.flush()
+    one.flush()
+    assert len(refused) == 3
+    assert services.values()[:2] == [b"a", b"from the callback"]
+
+
+def test_a_callback_that_exits_ends_nothing(
+    services: ProduceServices, producer: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    services.make()
+    one = producer()
+    with caplog.at_level(logging.ERROR):
+        one.send("t", b"a", on_delivery=lambda *_: sys.exit(3))
+        one.flush()
+        one.send_and_wait("t", b"b")
+    assert "SystemExit" in caplog.text
 
 
 # --- failures ------------------------------------------------------------------------------------
