@@ -235,6 +235,7 @@ class PartitionLog:
         refusal = self._refusal(leader_epoch)
         if refusal is not None:
             return [refusal] * len(batches)
+        self._log.now_ms = now_ms
         stamps = Stamps(self._log.end.offset, leader_epoch, now_ms, self._log.syncs.place.offset)
         draft = self._log.producers.draft(
             now_ms=now_ms, expiry_ms=self._log.options.producer_expiry_ms
@@ -312,10 +313,7 @@ class PartitionLog:
             return None
         if syncs.place.offset == self._log.end.offset:
             return None
-        producers = (
-            self._log.producers.encode(self._log.end.offset) if self.checkpoint_due else None
-        )
-        return syncs.begin(self._log.active, self._log.end, producers)
+        return syncs.begin(self._log.active, self._log.end, self._log.producers_to_capture())
 
     def synced(self, job: SyncJob) -> None:
         """A round has ended well: what it covered is durable."""
@@ -442,11 +440,14 @@ class PartitionLog:
         Raises:
             StorageError: refused; the old checkpoint holds.
         """
-        self._log.active.index.flush()
-        self._log.write_checkpoint()
-        self._log.rolled = self._log.reader.damage_found = False
-        if self._log.syncs.place == self._log.end:
-            self._log.active.close()
+        log = self._log
+        log.producers.expire(now_ms=log.now_ms, expiry_ms=log.options.producer_expiry_ms)
+        log.active.index.flush()
+        log.write_checkpoint()
+        log.rolled = log.reader.damage_found = False
+        log.capture_wanted = True
+        if log.syncs.place == log.end:
+            log.active.close()
 
     def close(self) -> None:
         """Sync, mark the log as closed in order, and give everything back.

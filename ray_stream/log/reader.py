@@ -145,11 +145,7 @@ class LogReader:
         known = self._places.get(offset)
         if known is not None and known[0] is segment and known[1] < segment.size:
             return _Taken([], offset, known[1])
-        try:
-            found = segment.find(offset, self._options.index_interval_bytes)
-        except FileNotFoundError:
-            reason = f"{segment.path} is missing"
-            found = Damage(0, 0, segment.base_offset, NO_OFFSET, reason)
+        found = segment.find(offset, self._options.index_interval_bytes)
         if found is None:
             reason = f"the segment ends in front of offset {offset}"
             found = Damage(segment.size, segment.size, offset, NO_OFFSET, reason)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from ray_stream.errors import CorruptBatchError, StorageFullError
+from ray_stream.errors import CorruptBatchError, StorageError, StorageFullError
 from ray_stream.log.frames import EPOCH_ANY, Damage, Frame, Walk, walk
 from ray_stream.log.index import IndexEntry, SegmentIndex
 from ray_stream.log.storage import Buffer, File, Storage
@@ -110,7 +110,12 @@ class Segment:
         if self._file is not None:
             yield self._file
             return
-        file = self._storage.open_for_reading(self.path)
+        try:
+            file = self._storage.open_for_reading(self.path)
+        except FileNotFoundError:
+            raise StorageError(
+                f"{self.path} is gone; it was there when the log was opened"
+            ) from None
         try:
             yield file
         finally:
@@ -119,7 +124,10 @@ class Segment:
     def writing(self) -> File:
         """The file, for writing; stays open until `close`."""
         if self._file is None:
-            self._file = self._storage.open(self.path)
+            try:
+                self._file = self._storage.open(self.path)
+            except FileNotFoundError:
+                raise StorageError(f"{self.path} is gone, it cannot be written to") from None
         return self._file
 
     def create(self) -> None:

@@ -23,11 +23,13 @@ class LogState:
     __slots__ = (
         "_boot_id",
         "_opened_offline",
+        "capture_wanted",
         "directory",
         "end",
         "epoch_needed",
         "epochs",
         "left",
+        "now_ms",
         "offline",
         "on_disk",
         "options",
@@ -70,6 +72,10 @@ class LogState:
         """Something was cut off or lost: a new leader epoch must begin before the next append."""
         self.readable_once = found.end.offset
         """What was readable stays so, whatever becomes of the settings or of the log."""
+        self.capture_wanted = True
+        """Whether the next sync should bring the producer state for a checkpoint."""
+        self.now_ms = 0
+        """The wall clock of the last append."""
         self.rolled = found.report.segments_scanned > 0
         """Whether the checkpoint on the disk is a segment or more behind."""
 
@@ -105,7 +111,14 @@ class LogState:
         self.segments.append(new)
         self.end = Place(new.base_offset, new.base_offset, 0)
         self.syncs.rolled(old, self.end)
-        self.rolled = True
+        self.rolled = self.capture_wanted = True
+
+    def producers_to_capture(self) -> bytes | None:
+        """The producer state at the end, once for each checkpoint: it may fall into a busy time."""
+        if not self.capture_wanted:
+            return None
+        self.capture_wanted = False
+        return self.producers.encode(self.end.offset)
 
     # --- the checkpoint --------------------------------------------------------------------------
 
@@ -150,13 +163,13 @@ class LogState:
         if durable.offset == self.end.offset and not self._opened_offline:
             return durable, self.producers.encode(durable.offset)
         first = split_left(self.segments, self.start)[1][0].base_offset
-        known = [(self.on_disk.producers_at, self.on_disk.producers)]
-        if self.syncs.captured is not None:
-            known.insert(0, self.syncs.captured)
-        for at, producers in known:
-            if at is not None and at.offset <= durable.offset and at.segment >= first:
-                return at, producers
-        return None, b""
+        known = [] if self.syncs.captured is None else [self.syncs.captured]
+        if self.on_disk.producers_at is not None:
+            known.append((self.on_disk.producers_at, self.on_disk.producers))
+        usable = [
+            one for one in known if one[0].offset <= durable.offset and one[0].segment >= first
+        ]
+        return max(usable, default=(None, b""), key=lambda one: one[0].offset)
 
     # --- the ways offline ------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ def truncate(log: LogState, offset: int, *, now_ms: int) -> None:
     target, place = _place_of(log, offset)
     log.syncs.cancel()
     log.syncs.truncated(place)
+    log.capture_wanted = True
     log.epoch_needed = True
     log.readable_once = min(log.readable_once, place.offset)
     log.write_checkpoint()

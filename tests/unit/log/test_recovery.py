@@ -5,6 +5,7 @@ import random
 import pytest
 
 from ray_stream.errors import CorruptMetadataError, CorruptRecordError
+from ray_stream.log.checkpoint import read_checkpoint
 from ray_stream.log.options import LogOptions
 from ray_stream.log.partition_log import Appended, PartitionLog
 from ray_stream.records.header import HEADER_BYTES, decode_header, encode_header
@@ -248,3 +249,43 @@ def test_a_reader_of_a_compacted_segment_takes_gaps_for_normal() -> None:
     assert readable(log) == ([0, 3], [])
     (raw,) = log.read(1, bytes_max=1, end_offset=4).batches
     assert decode_header(raw).base_offset == 3
+
+
+@pytest.mark.parametrize("boot_id", ["a", "b"], ids=["killed", "power loss"])
+def test_a_cut_asks_for_a_new_leader_epoch_until_one_begins_whatever_dies_meanwhile(
+    boot_id: str,
+) -> None:
+    storage, log = new_log()
+    append(log, b"0", b"1")
+    storage = storage.killed()
+    storage.open(FIRST).truncate(positions(storage)[1] + 50)
+    assert reopen(storage, boot_id=boot_id).recovery.torn_tail
+    for _ in range(2):
+        storage = storage.killed()
+        log = reopen(storage, boot_id=boot_id)
+        assert not log.recovery.torn_tail
+        assert log.recovery.needs_new_epoch
+    log.begin_epoch(2)
+    assert not reopen(storage.killed(), boot_id=boot_id).recovery.needs_new_epoch
+
+
+def test_a_checkpoint_of_a_busy_log_carries_the_producers_of_its_last_sync() -> None:
+    storage, log = new_log()
+    for sequence in range(3):
+        batch = batch_of([b"x"], producer_id=7, producer_epoch=0, base_sequence=sequence)
+        log.append([batch], leader_epoch=1, now_ms=1)
+        if sequence < 2:
+            sync(log)
+            log.checkpoint()
+    append(log, b"unsynced")
+    log.checkpoint()
+    checkpoint = read_checkpoint(storage, PATH)
+    assert checkpoint.durable.offset == 2
+    assert checkpoint.producers_at is not None
+    assert checkpoint.producers_at.offset > 0
+    again = reopen(storage.killed())
+    again.begin_epoch(2)
+    for sequence in range(3):
+        batch = batch_of([b"x"], producer_id=7, producer_epoch=0, base_sequence=sequence)
+        (answer,) = again.append([batch], leader_epoch=2, now_ms=2)
+        assert answer == Appended(sequence, sequence + 1, 1, duplicate=True)
