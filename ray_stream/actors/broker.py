@@ -398,11 +398,13 @@ class BrokerActor:
 
     async def _report(self, effect: hosting.Report) -> None:
         request = ReportServed(self._broker_id, self._broker_epoch, effect.host, effect.served)
-        with contextlib.suppress(RayStreamError):
-            # Lost with its controller: the next session reports everything again.
+        try:
             done: Done = await self._ask_controller(request)
-            if done.stale:
-                self._dispatch(hosting.Stale(effect.host, done.stale))
+        except RayStreamError:
+            self._dispatch(hosting.Unreported(effect.host))
+            return
+        if done.stale:
+            self._dispatch(hosting.Stale(effect.host, done.stale))
 
     async def _report_deleted(self, effect: hosting.ReportDeleted) -> None:
         request = ConfirmDeleted(self._broker_id, self._broker_epoch, effect.keys)

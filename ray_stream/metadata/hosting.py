@@ -100,6 +100,13 @@ class Stale:
 
 
 @dataclass(slots=True)
+class Unreported:
+    """A `Report` about a host got no answer: the controller may not know what is served."""
+
+    host: str
+
+
+@dataclass(slots=True)
 class Failed:
     """An operation of a living host failed or was refused; it is tried again a little later."""
 
@@ -111,7 +118,19 @@ class Tick:
     """Time went by."""
 
 
-Event = Assigned | HostUp | HostDown | Prepared | Claimed | Led | Released | Stale | Failed | Tick
+Event = (
+    Assigned
+    | HostUp
+    | HostDown
+    | Prepared
+    | Claimed
+    | Led
+    | Released
+    | Stale
+    | Unreported
+    | Failed
+    | Tick
+)
 
 # --- effects -------------------------------------------------------------------------------------
 
@@ -217,6 +236,8 @@ class _Slot:
     up: bool = False
     busy: bool = False
     retry_at_ms: int = 0
+    report_at_ms: int | None = None
+    """When to report again what is served; None: the last report was heard."""
     partitions: dict[PartitionKey, _Partition] = field(default_factory=dict)
 
 
@@ -246,6 +267,10 @@ class BrokerMachine:
                 self._host_down(event.host, now_ms)
             case Stale():
                 self._drop_stale(event)
+            case Unreported():
+                slot = self._slot_of(event.host)
+                if slot is not None:
+                    slot.report_at_ms = now_ms + RETRY_MS
             case Tick():
                 pass
             case _:
@@ -319,6 +344,7 @@ class BrokerMachine:
             return
         quickly_again = slot.up
         slot.host, slot.up, slot.busy, slot.partitions = "", False, False, {}
+        slot.report_at_ms = None
         slot.retry_at_ms = now_ms if quickly_again else now_ms + RETRY_MS
 
     def _answered(
@@ -385,6 +411,9 @@ class BrokerMachine:
             # Hosts that an earlier broker left are adopted before it is known what they are for.
             return effects
         for slot in self._slots.values():
+            if slot.report_at_ms is not None and now_ms >= slot.report_at_ms:
+                slot.report_at_ms = None
+                effects.append(Report(slot.host, self._served(slot)))
             effect = self._next_for(slot, now_ms)
             if effect is not None:
                 effects.append(effect)

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from ray_stream.errors import RayStreamError, StaleBrokerEpochError
+from ray_stream.errors import RayStreamError, StaleBrokerEpochError, StorageError, StorageFullError
 from ray_stream.log import directory, locks
 from ray_stream.log.directory import Identity
 from ray_stream.log.storage import Lock
@@ -164,19 +164,25 @@ class SimulatedBroker:
             if not isinstance(answer, BrokerRegistered):
                 self._lost(session)
                 return
-            self._cluster_id = answer.cluster_id
-            self._broker_id, self._broker_epoch = answer.broker_id, answer.broker_epoch
-            for directory_id in [one for one in self._held if one not in answer.owned]:
-                self._held.pop(directory_id)[2].release()
-            for path, identity, _ in self._held.values():
-                directory.see_controller_epoch(
-                    self._storage, path, identity, answer.controller_epoch
-                )
+            try:
+                self._accept(answer)
+            except (StorageError, StorageFullError):
+                # A full disk: the epoch is not durable, so this controller is not followed yet.
+                self._lost(session)
+                return
             for effect in self._machine.reports():
                 self._perform(effect)
             self._watch(session, -1)
 
         self._ask("controller", "register_broker", request, registered)
+
+    def _accept(self, answer: BrokerRegistered) -> None:
+        self._cluster_id = answer.cluster_id
+        self._broker_id, self._broker_epoch = answer.broker_id, answer.broker_epoch
+        for directory_id in [one for one in self._held if one not in answer.owned]:
+            self._held.pop(directory_id)[2].release()
+        for path, identity, _ in self._held.values():
+            directory.see_controller_epoch(self._storage, path, identity, answer.controller_epoch)
 
     def _lock_what_is_free(self) -> None:
         for found in directory.scan(self._storage, ROOT):
@@ -201,6 +207,19 @@ class SimulatedBroker:
         self._ask("controller", "watch_assignment", request, answered)
 
     def _take(self, session: int, assignment: BrokerAssignment) -> None:
+        try:
+            self._make(assignment)
+        except (StorageError, StorageFullError):
+            self._lost(session)
+            return
+        self._dispatch(hosting.Assigned(assignment, sorted(self._held)))
+        if assignment.make or assignment.acquire:
+            self._scheduler.after(TICK_MS, self._new_session, self._process)
+            self._session += 1
+        else:
+            self._watch(session, assignment.version)
+
+    def _make(self, assignment: BrokerAssignment) -> None:
         for new in assignment.make:
             identity = Identity(
                 cluster_id=self._cluster_id,
@@ -209,12 +228,6 @@ class SimulatedBroker:
                 host_id=self._node.name,
             )
             directory.make_directory(self._storage, ROOT, identity)
-        self._dispatch(hosting.Assigned(assignment, sorted(self._held)))
-        if assignment.make or assignment.acquire:
-            self._scheduler.after(TICK_MS, self._new_session, self._process)
-            self._session += 1
-        else:
-            self._watch(session, assignment.version)
 
     # --- performing ------------------------------------------------------------------------------
 
@@ -290,7 +303,9 @@ class SimulatedBroker:
 
     def _report(self, effect: hosting.Report) -> None:
         def reported(answer: Any) -> None:
-            if isinstance(answer, Done) and answer.stale:
+            if not isinstance(answer, Done):
+                self._dispatch(hosting.Unreported(effect.host))
+            elif answer.stale:
                 self._dispatch(hosting.Stale(effect.host, answer.stale))
 
         request = ReportServed(self._broker_id, self._broker_epoch, effect.host, effect.served)

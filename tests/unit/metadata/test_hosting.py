@@ -156,6 +156,16 @@ def test_a_partition_the_controller_calls_stale_is_claimed_again() -> None:
     assert isinstance(claim, hosting.Claim)
 
 
+def test_a_report_that_was_not_heard_is_made_again() -> None:
+    broker = machine()
+    host = bring_up(broker, assigned(0))
+    assert broker.step(hosting.Unreported(host), NOW_MS) == []
+    (report,) = broker.step(hosting.Tick(), NOW_MS + hosting.RETRY_MS)
+    assert isinstance(report, hosting.Report)
+    assert [one.partition for one in report.served] == [0]
+    assert broker.step(hosting.Tick(), NOW_MS + 2 * hosting.RETRY_MS) == []
+
+
 def test_a_partition_whose_sync_failed_is_not_opened_before_its_repair() -> None:
     broker = machine()
     offline = msgspec.structs.replace(assigned(0), offline_reason="a sync failed")
