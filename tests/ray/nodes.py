@@ -69,8 +69,8 @@ class Raylets:
 
     def stop(self) -> None:
         """End all of it."""
-        ray.shutdown()  # type: ignore[no-untyped-call]  # Ray leaves it unannotated
-        self._ray.shutdown()
+        ray.shutdown()
+        self._ray.shutdown()  # type: ignore[no-untyped-call]  # Ray leaves it unannotated
 
 
 @contextmanager
