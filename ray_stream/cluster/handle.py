@@ -146,6 +146,7 @@ class Cluster:
         *,
         exist_ok: bool = False,
         dedicated: bool = False,
+        timeout: float = TIMEOUT_S,
         **config: Unpack[TopicOptions],
     ) -> None:
         """Make a topic; returns when every partition is served. See `Admin.create_topic`."""
@@ -156,30 +157,36 @@ class Cluster:
             replication_factor,
             exist_ok=exist_ok,
             dedicated=dedicated,
+            timeout=timeout,
             **config,
         )
 
-    def topics(self) -> list[str]:
+    def topics(self, *, timeout: float = TIMEOUT_S) -> list[str]:
         """The names of all topics, sorted."""
         self._check()
-        return self._admin.topics()
+        return self._admin.topics(timeout=timeout)
 
-    def describe_topic(self, name: str) -> TopicDescription:
+    def describe_topic(self, name: str, *, timeout: float = TIMEOUT_S) -> TopicDescription:
         """One topic: config, where its partitions are served, their offsets."""
         self._check()
-        return self._admin.describe_topic(name)
+        return self._admin.describe_topic(name, timeout=timeout)
 
     def alter_topic(
-        self, name: str, partitions: int | None = None, **config: Unpack[TopicOptions]
+        self,
+        name: str,
+        partitions: int | None = None,
+        *,
+        timeout: float = TIMEOUT_S,
+        **config: Unpack[TopicOptions],
     ) -> None:
         """More partitions, other settings; returns when every partition serves with them."""
         self._check()
-        self._admin.alter_topic(name, partitions, **config)
+        self._admin.alter_topic(name, partitions, timeout=timeout, **config)
 
-    def delete_topic(self, name: str) -> None:
+    def delete_topic(self, name: str, *, timeout: float = TIMEOUT_S) -> None:
         """Delete a topic and its records for good."""
         self._check()
-        self._admin.delete_topic(name)
+        self._admin.delete_topic(name, timeout=timeout)
 
     # --- records ---------------------------------------------------------------------------------
 
