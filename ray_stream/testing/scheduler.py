@@ -10,7 +10,7 @@ it goes on: to others it was silent, to itself no time passed.
 import heapq
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 EPOCH_MS = 1_750_000_000_000
 """What the wall clock shows when virtual time begins."""
@@ -30,20 +30,22 @@ class Process:
         return f"Process({self.name!r}, {self.node!r})"
 
 
-@dataclass(order=True, slots=True)
+@dataclass(slots=True)
 class Event:
     """One call that will be made, unless it is cancelled or its process dies."""
 
     at_ms: int
-    tie: float
-    number: int
-    call: Callable[[], None] = field(compare=False)
-    owner: Process | None = field(compare=False)
-    cancelled: bool = field(compare=False, default=False)
+    call: Callable[[], None]
+    owner: Process | None
+    cancelled: bool = False
 
     def cancel(self) -> None:
         """It will not happen; after it happened, nothing."""
         self.cancelled = True
+
+
+_Entry = tuple[int, float, int, Event]
+"""When, a drawn number, a counted one: no two are equal, so events are never compared."""
 
 
 class VirtualClock:
@@ -69,8 +71,8 @@ class Scheduler:
     def __init__(self, rng: random.Random) -> None:
         """Args: rng: orders what is due at the same millisecond."""
         self._rng = rng
-        self._queue: list[Event] = []
-        self._held: list[Event] = []
+        self._queue: list[_Entry] = []
+        self._held: list[_Entry] = []
         self._numbered = 0
         self.now_ms = 0
 
@@ -84,18 +86,19 @@ class Scheduler:
         """
         assert delay_ms >= 0, "time does not go back"
         self._numbered += 1
-        event = Event(self.now_ms + delay_ms, self._rng.random(), self._numbered, call, owner)
-        heapq.heappush(self._queue, event)
+        event = Event(self.now_ms + delay_ms, call, owner)
+        heapq.heappush(self._queue, (event.at_ms, self._rng.random(), self._numbered, event))
         return event
 
     def step(self) -> bool:
         """Let the next event happen; False when there is none."""
         while self._queue:
-            event = heapq.heappop(self._queue)
+            entry = heapq.heappop(self._queue)
+            event = entry[-1]
             if event.cancelled or (event.owner is not None and not event.owner.alive):
                 continue
             if event.owner is not None and event.owner.paused:
-                self._held.append(event)
+                self._held.append(entry)
                 continue
             self.now_ms = max(self.now_ms, event.at_ms)
             event.call()
@@ -104,7 +107,7 @@ class Scheduler:
 
     def next_ms(self) -> int | None:
         """When the next event is due; None: there is none."""
-        return self._queue[0].at_ms if self._queue else None
+        return self._queue[0][0] if self._queue else None
 
     def run_until(self, end_ms: int, after_each: Callable[[], None]) -> None:
         """Let everything happen that is due up to `end_ms`; then it is `end_ms`.
@@ -122,7 +125,8 @@ class Scheduler:
         """Let a paused process go on, with all that came in the meantime."""
         process.paused = False
         held, self._held = self._held, []
-        for event in held:
-            heapq.heappush(self._queue, event) if event.owner is process else (
-                self._held.append(event)
-            )
+        for entry in held:
+            if entry[-1].owner is process:
+                heapq.heappush(self._queue, entry)
+            else:
+                self._held.append(entry)
