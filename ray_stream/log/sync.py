@@ -57,11 +57,6 @@ class SyncJob:
         self.names = names
         self.producers = producers
 
-    @property
-    def cancelled(self) -> bool:
-        """Whether the log was cut while the job was under way, so that its end means nothing."""
-        return self._cancelled
-
     def cancel(self) -> None:
         """Files of this job may be gone."""
         self._cancelled = True
@@ -147,12 +142,10 @@ class SyncState:
         return self.job
 
     def ended(self, job: SyncJob) -> None:
-        """A round ended well."""
+        """A round ended well; of one that was cancelled nobody wants to know."""
         if job is not self.job:
             return
         self.job = None
-        if job.cancelled or self.lost:
-            return
         self.new_names -= job.names
         self.place = job.end
         # One that was sealed while the round ran may be covered too.

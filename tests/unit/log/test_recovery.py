@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from ray_stream.errors import CorruptMetadataError, CorruptRecordError
+from ray_stream.errors import CorruptMetadataError, CorruptRecordError, StorageError
 from ray_stream.log.checkpoint import read_checkpoint
 from ray_stream.log.options import LogOptions
 from ray_stream.log.partition_log import Appended, PartitionLog
@@ -289,3 +289,33 @@ def test_a_checkpoint_of_a_busy_log_carries_the_producers_of_its_last_sync() -> 
         batch = batch_of([b"x"], producer_id=7, producer_epoch=0, base_sequence=sequence)
         (answer,) = again.append([batch], leader_epoch=2, now_ms=2)
         assert answer == Appended(sequence, sequence + 1, 1, duplicate=True)
+
+
+@pytest.mark.parametrize("boot_id", ["a", "b"], ids=["killed", "power loss"])
+def test_a_recovery_that_is_interrupted_anywhere_is_done_by_the_next_one(boot_id: str) -> None:
+    storage, log = new_log()
+    append(log, b"0", b"1")
+    sync(log)
+    append(log, b"2", b"3")
+    original = storage.killed()
+    overwrite(original, positions(original)[0] + 30, b"\0\0\0\0\0\0\0\0\x07")
+    original.open(FIRST).truncate(positions_from(original, 1)[2] + 50)
+    interrupted = 0
+    for nth in range(1, 10):
+        storage = original.killed()
+        storage.faults.fail_write(nth, "checkpoint")
+        try:
+            log = reopen(storage, boot_id=boot_id)
+        except StorageError:
+            interrupted += 1
+            storage.faults.heal()
+            log = reopen(storage.killed(), boot_id=boot_id)
+        assert log.recovery.needs_new_epoch
+        assert readable(log) == ([1, 2], [(0, 1)])
+    assert interrupted == 2
+
+
+def positions_from(storage: MemoryStorage, number: int) -> list[int]:
+    """Where the batches from that number on begin, all of one size."""
+    size = storage.open_for_reading(FIRST).size() // 4
+    return [one * size for one in range(number, 5)]
