@@ -46,6 +46,8 @@ from ray_stream.metadata.commands import (
 from ray_stream.rpc.messages import MetadataRequest, WatchAssignment
 
 LOG = logging.getLogger(__name__)
+SILENT_TIMEOUTS = 3
+"""A registered broker that does not watch its assignment for so many `actor_timeout_ms` is lost."""
 LAST_WORDS_S = 1.0
 """A controller that could not start lives on for so long: its caller gets the error."""
 
@@ -181,12 +183,17 @@ class ControllerActor:
             except RayError as error:
                 LOG.warning("the nodes could not be listed: %s", error)
                 nodes = {}
+            self._loop.post(self._lose_silent)
             for node_id in self._wanted(nodes):
                 if node_id not in self._watched:
                     task = asyncio.create_task(self._keep_broker(node_id))
                     self._watched[node_id] = task
                     task.add_done_callback(partial(self._unwatch, node_id))
             await asyncio.sleep(self._spec.config.heartbeat_interval_ms / 1000)
+
+    def _lose_silent(self) -> None:
+        assert self._host is not None
+        self._host.lose_silent(SILENT_TIMEOUTS * self._spec.config.actor_timeout_ms)
 
     def _unwatch(self, node_id: str, task: asyncio.Task[None]) -> None:
         del task
@@ -222,14 +229,17 @@ class ControllerActor:
         except RayError as error:
             LOG.warning("the broker of node %s could not be started: %s", node_id, error)
             await asyncio.sleep(self._spec.config.heartbeat_interval_ms / 1000)
-        self._loop.post(lambda: self._report_lost(node_id))
+        self._loop.post(lambda: self._note_death(node_id))
 
-    def _report_lost(self, node_id: str) -> None:
+    def _note_death(self, node_id: str) -> None:
+        """On the loop's thread: its partition actors may live on, so its successor gets a chance.
+
+        The successor's registration fences it; a node that is gone is lost when its time is up.
+        """
         assert self._host is not None
         broker = self._host.machine.liveness.on_node(node_id)
         if broker is not None:
-            lost = BrokerLost(broker.broker_id, broker.broker_epoch)
-            self._host.broker_lost(lost, lambda _: None)
+            self._host.expect_sign(broker.broker_id, self._spec.config.actor_timeout_ms)
 
 
 def _kill(actor: Any) -> None:

@@ -83,6 +83,8 @@ class ControllerHost:
         self._unready: list[_Unready] = []
         self._watchers: list[_Watcher] = []
         self._seen_version = -1
+        self._expected: dict[int, tuple[int, int]] = {}
+        """Brokers whose process died: the epoch that is to be fenced, and until when."""
         self.last_sign_ms: dict[int, int] = {}
         """When each registered broker was last heard of, on the monotonic clock."""
 
@@ -171,6 +173,24 @@ class ControllerHost:
         """A broker is dead or was ended for its silence."""
         self.last_sign_ms.pop(request.broker_id, None)
         self._submit(request, reply, reply)
+
+    def expect_sign(self, broker_id: int, within_ms: int) -> None:
+        """A broker's process died: unless it, or its successor, is heard of in time, it is lost."""
+        heard_ms = self._clock.monotonic_ms()
+        living = self.machine.liveness.brokers.get(broker_id)
+        if living is not None:
+            self._expected[broker_id] = (living.broker_epoch, heard_ms + within_ms)
+
+    def lose_silent(self, silent_ms: int) -> None:
+        """Give up the brokers that were not heard of for so long, or not when they had to be."""
+        now_ms = self._clock.monotonic_ms()
+        for broker in list(self.machine.liveness.brokers.values()):
+            epoch, deadline_ms = self._expected.get(broker.broker_id, (-1, 0))
+            heard_ms = self.last_sign_ms.setdefault(broker.broker_id, now_ms)
+            overdue = epoch == broker.broker_epoch and now_ms >= deadline_ms
+            if overdue or now_ms - heard_ms > silent_ms:
+                self._expected.pop(broker.broker_id, None)
+                self.broker_lost(BrokerLost(broker.broker_id, broker.broker_epoch), lambda _: None)
 
     def claim_leadership(self, request: ClaimLeadership, reply: Reply[LeadershipGiven]) -> None:
         """New leader epochs."""
