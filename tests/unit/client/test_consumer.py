@@ -500,6 +500,22 @@ def test_what_is_wanted_next_travels_while_the_caller_works(
         assert services.counted("fetch") == 2
 
 
+def test_a_loop_asks_for_more_long_before_it_has_none_left(
+    services: ThreadedServices, consumer_of: Make
+) -> None:
+    fill(services, 4_000, batch=100)
+    with consumer_of("t", fetch_max_bytes=20_000, max_poll_records=50) as consumer:
+        loop = iter(consumer)
+        next(loop)
+        services.do(lambda _: None)
+        before = services.counted("fetch")
+        buffered = consumer._core.states[T0].buffered_bytes
+        while services.counted("fetch") == before:
+            next(loop)
+            services.do(lambda _: None)
+        assert consumer._core.states[T0].buffered_bytes > buffered // 4
+
+
 def test_callbacks_hear_of_partitions_that_come_and_go(
     services: ThreadedServices, consumer_of: Make
 ) -> None:
