@@ -50,17 +50,17 @@ FUNCTIONS = {
 METHODS: dict[type, dict[str, str]] = {
     Cluster: {
         "address": "property",
-        "alter_topic": "(name, partitions=None, **config)",
+        "alter_topic": "(name, partitions=None, *, timeout=30.0, **config)",
         "clock": "property",
         "close": "()",
         "cluster_id": "property",
         "consumer": "(*topics, **options)",
         "create_topic": (
             "(name, partitions=1, replication_factor=1, *, exist_ok=False, dedicated=False,"
-            " **config)"
+            " timeout=30.0, **config)"
         ),
-        "delete_topic": "(name)",
-        "describe_topic": "(name)",
+        "delete_topic": "(name, *, timeout=30.0)",
+        "describe_topic": "(name, *, timeout=30.0)",
         "embedded": "property",
         "metadata": "(timeout=30.0, *, topics=None)",
         "name": "property",
@@ -68,7 +68,7 @@ METHODS: dict[type, dict[str, str]] = {
         "read": "(topic, start='earliest', end='latest', partitions=None, max_bytes=None)",
         "read_batches": "(topic, start='earliest', end='latest', partitions=None, max_bytes=None)",
         "shutdown": "()",
-        "topics": "()",
+        "topics": "(*, timeout=30.0)",
     },
     Producer: {
         "close": "()",

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from ray_stream.types import TopicDescription
 
 _settings = config_option("A setting such as segment_bytes=67108864 or durability=replicated")
+_timeout = click.option(
+    "--timeout", type=click.FloatRange(min=0), default=30.0, show_default=True, metavar="SECONDS"
+)
 
 
 @click.group()
@@ -29,6 +32,7 @@ def topic() -> None:
 @click.option("--exist-ok", is_flag=True, help="Accept an equal topic of that name.")
 @click.option("--dedicated", is_flag=True, help="Give every partition an actor of its own.")
 @_settings
+@_timeout
 @cluster_options
 def create(
     topic_name: str,
@@ -37,6 +41,7 @@ def create(
     exist_ok: bool,
     dedicated: bool,
     config: dict[str, Any],
+    timeout: float,
     **target: Any,  # noqa: ANN401 - the fields of `Target`
 ) -> None:
     """Make a topic; returns when every partition is served."""
@@ -47,6 +52,7 @@ def create(
             replication_factor,
             exist_ok=exist_ok,
             dedicated=dedicated,
+            timeout=timeout,
             **config,
         )
     click.echo(f"topic {topic_name!r} is there")
@@ -128,31 +134,39 @@ def _cell(value: object) -> object:
 @click.argument("topic_name", metavar="TOPIC")
 @click.option("--partitions", type=int, help="The new count; never below the present one.")
 @_settings
+@_timeout
 @cluster_options
 def alter(
     topic_name: str,
     partitions: int | None,
     config: dict[str, Any],
+    timeout: float,
     **target: Any,  # noqa: ANN401 - the fields of `Target`
 ) -> None:
     """Give a topic more partitions, other settings, or both; returns when they hold."""
     if partitions is None and not config:
         raise click.UsageError("nothing to change: give --partitions or --config")
     with waiting(f"altering topic {topic_name!r}"), Target(**target).connect() as cluster:
-        cluster.alter_topic(topic_name, partitions, **config)
+        cluster.alter_topic(topic_name, partitions, timeout=timeout, **config)
     click.echo(f"topic {topic_name!r} is altered")
 
 
 @topic.command()
 @click.argument("topic_name", metavar="TOPIC")
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@_timeout
 @cluster_options
-def delete(topic_name: str, yes: bool, **target: Any) -> None:  # noqa: ANN401 - as above
+def delete(
+    topic_name: str,
+    yes: bool,
+    timeout: float,
+    **target: Any,  # noqa: ANN401 - as above
+) -> None:
     """Delete a topic with all its records, for good."""
     if not yes:
         if not sys.stdin.isatty():
             raise click.UsageError("deleting cannot be undone: give --yes")
         click.confirm(f"Delete topic {topic_name!r} with all its records, for good?", abort=True)
     with waiting(f"deleting topic {topic_name!r}"), Target(**target).connect() as cluster:
-        cluster.delete_topic(topic_name)
+        cluster.delete_topic(topic_name, timeout=timeout)
     click.echo(f"topic {topic_name!r} is deleted")
