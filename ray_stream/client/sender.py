@@ -289,7 +289,7 @@ class Sender:
             while not self._is_over():
                 for item in self._arrived():
                     self._take(item)
-                self._deliver_sealed(_BUILT_AT_ONCE)
+                self._deliver_sealed()
                 self._step(Tick())
                 self._settle()
         except BaseException as error:  # noqa: BLE001 - callers must not wait for a dead thread
@@ -325,7 +325,6 @@ class Sender:
             case None:
                 pass
             case _FlushAsked():
-                self._deliver_sealed(None)  # all that it covers was sealed before it was put
                 self._flushes.append(item)
             case _LookUp(topic, answer):
                 self._look_ups.setdefault(topic, []).append(answer)
@@ -339,12 +338,13 @@ class Sender:
             case _:
                 self._step(item)
 
-    def _deliver_sealed(self, most: int | None) -> None:
-        """Build what is sealed, and send it; `most` at a time, so that answers are not kept."""
+    def _deliver_sealed(self) -> None:
+        """Build what is sealed, and send it; so much at a time that answers are not kept."""
         self.buffer.seal_due(self.clock.monotonic_ms(), self._core.backlog)
-        left = most
-        while left != 0 and (taken := self.buffer.take()) is not None:
-            left = None if left is None else left - 1
+        for _ in range(_BUILT_AT_ONCE):
+            taken = self.buffer.take()
+            if taken is None:
+                return
             columns = taken.columns()
             try:
                 batches = self._batcher.build(taken.topic, columns)
@@ -430,13 +430,7 @@ class Sender:
 
     def _settle(self) -> None:
         """End the flushes whose records are all resolved."""
-        if not self._flushes:
-            return
-        oldest = min(self._unresolved, default=None)
-        waiting = []
-        for flush in self._flushes:
-            if oldest is None or oldest > flush.generation:
+        for flush in list(self._flushes):
+            if not self._remaining(flush.generation):
+                self._flushes.remove(flush)
                 flush.done.set()
-            else:
-                waiting.append(flush)
-        self._flushes = waiting

@@ -143,6 +143,17 @@ def test_a_batch_is_sent_when_it_is_full_without_waiting_for_others(
     assert [base for _, base, _ in services.topics["t"].batches] == [0, 10]
 
 
+def test_a_record_that_does_not_fit_begins_another_batch(
+    services: ProduceServices, producer: Make
+) -> None:
+    services.make()
+    one = producer(linger_ms=PATIENT, batch_size=1_000)
+    for _ in range(7):
+        one.send("t", bytes(300))
+    one.flush()
+    assert [base for _, base, _ in services.topics["t"].batches] == [0, 3, 6]
+
+
 def test_a_lingering_batch_is_sent_when_its_time_is_over(
     services: ProduceServices, producer: Make
 ) -> None:

@@ -3,11 +3,14 @@
 import threading
 import time
 
+import msgspec
 import pyarrow as pa
 import pytest
 
+from ray_stream.client.buffer import SendBuffer
+from ray_stream.config import ProducerConfig
 from ray_stream.errors import BufferFullError
-from tests.unit.client.produce_services import Make, ProduceServices
+from tests.unit.client.produce_services import CLOCK, Make, ProduceServices
 
 PATIENT = 60_000
 
@@ -145,6 +148,28 @@ def test_many_threads_exceed_it_by_one_record_at_most(
         thread.join()
     assert len(accepted) == 50
     assert one.metrics()["buffer_bytes"] == 50_000
+
+
+def test_counting_anew_after_an_interruption_forgets_nothing(
+    services: ProduceServices, producer: Make
+) -> None:
+    services.make()
+    described = producer()._addresses.describe("t")
+    config = ProducerConfig(linger_ms=PATIENT)
+    buffer = SendBuffer(config, CLOCK, lambda: None, lambda: None, lambda: None)
+    for name in ("a", "b", "c"):
+        buffer.put(msgspec.structs.replace(described, name=name), (b"v",), 1, at_once=name != "c")
+    taken = buffer.take()
+    assert taken is not None
+    before = buffer._used
+    buffer._recount()
+    assert buffer._used == before
+    buffer.taken(taken.granted, 1)
+    buffer.seal_all()
+    while (taken := buffer.take()) is not None:
+        buffer.taken(taken.granted, 1)
+    buffer.release(3)
+    assert buffer._used == buffer.used_bytes == 0
 
 
 def test_a_large_batch_is_taken_part_by_part(services: ProduceServices, producer: Make) -> None:

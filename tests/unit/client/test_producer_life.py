@@ -294,7 +294,8 @@ def test_a_fork_cannot_use_its_parents_producer_and_can_make_one() -> None:
     out, err = run(
         """
 warnings.simplefilter("ignore", DeprecationWarning)
-one = make(linger_ms=60_000)
+one = make(linger_ms=100)
+one.send("t", b"first, to know the topic")
 one.send("t", b"parent")
 def told(use):
     try:
@@ -326,7 +327,7 @@ print(services.values())
 one.close()
 """
     )
-    assert out == "True [b'child']\n[b'parent']\n"
+    assert out == "True [b'child']\n[b'first, to know the topic', b'parent']\n"
     assert err == ""
 
 

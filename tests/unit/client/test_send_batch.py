@@ -71,9 +71,11 @@ def test_zeros_inside_numpys_fixed_width_bytes_are_content(
     array = np.array([b"a\0b", b"\0\0c", b"d", b""], dtype="S3")
     one.send_batch("t", array)
     one.send_batch("t", array[::2])
-    array[:] = b"xxx"  # it was copied before
+    full = np.array([b"abc", b"def"])
+    one.send_batch("t", full)
+    full[:] = array[:2] = b"xxx"  # it was copied before
     one.flush()
-    assert services.values() == [b"a\0b", b"\0\0c", b"d", b"", b"a\0b", b"d"]
+    assert services.values() == [b"a\0b", b"\0\0c", b"d", b"", b"a\0b", b"d", b"abc", b"def"]
 
 
 def test_all_four_columns_arrive(services: ProduceServices, producer: Make) -> None:
