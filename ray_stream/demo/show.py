@@ -10,18 +10,30 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from ray_stream.demo.events import Began, Event, Killed, Progressed, Verified, Written
 
 MB = 1_000_000
+
+
+class _Count(ProgressColumn):
+    """How many of how many; nothing where that is unknown."""
+
+    def render(self, task: Task) -> Text:
+        """As a number that a person reads."""
+        if task.total is None:
+            return Text()
+        return Text(f"{task.completed:,.0f} of {task.total:,.0f}")
 
 
 class Stage:
@@ -64,7 +76,7 @@ def stage(console: Console) -> Iterator[Stage]:
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        _Count(),
         TimeElapsedColumn(),
         console=console,
         transient=True,
