@@ -5,7 +5,9 @@ from collections.abc import Iterator
 import pytest
 
 from ray_stream.errors import CorruptMetadataError, CorruptRecordError
+from ray_stream.log.index import IndexEntry, SegmentIndex
 from ray_stream.log.partition_log import Appended, PartitionLog
+from ray_stream.log.storage import read_file
 from ray_stream.log.verify import Finding, FindingKind, verify_log
 from ray_stream.records.header import HEADER_BYTES, decode_header
 from ray_stream.testing.batches import batch_of, log_options
@@ -154,6 +156,9 @@ def test_a_sealed_segment_cut_short_is_damage_up_to_the_next_one() -> None:
     (finding,) = damages(storage)
     assert (finding.first_offset, finding.next_offset) == (10, 12)
     assert read_all(reopened(storage))[1] == [(10, 12)]
+    with pytest.raises(CorruptRecordError) as raised:
+        reopened(storage).read(11, bytes_max=1, end_offset=24)
+    assert (raised.value.first_offset, raised.value.next_offset) == (10, 12)
 
 
 @pytest.mark.parametrize("keep", [0, 100, 400])
@@ -278,3 +283,29 @@ def find_each(log: PartitionLog) -> list[int]:
     found = [log.offset_for_timestamp(1_000 + number) for number in range(12)]
     assert log.offset_for_timestamp(1_012) is None
     return [one[0] for one in found if one is not None]
+
+
+def test_an_index_whose_entries_lead_astray_is_made_again() -> None:
+    """Its checksums are right: it is from before the segment was cut and written anew."""
+    storage = closed_log()
+    path = f"{PATH}/{0:020d}.index"
+    right = read_file(storage, path)
+    storage.unlink(path)
+    index = SegmentIndex(storage, path, 0)
+    for entry in (IndexEntry(2, 1_000, 77), IndexEntry(4, 1_001, 300), IndexEntry(6, 1_002, 900)):
+        index.add(entry)
+    index.flush()
+    log = reopened(storage)
+    assert read_each(log) == list(range(24))
+    assert find_each(log) == [2 * number for number in range(12)]
+    assert read_file(storage, path) == right
+
+
+def test_an_index_that_lacks_entries_is_made_again_by_the_first_look_up_that_misses_them() -> None:
+    storage = closed_log()
+    path = f"{PATH}/{0:020d}.index"
+    right = read_file(storage, path)
+    storage.open(path).truncate(0)
+    log = reopened(storage)
+    log.read(5, bytes_max=1, end_offset=24)
+    assert read_file(storage, path) == right

@@ -27,6 +27,7 @@ from ray_stream.records.builder import RecordColumns, build_batch
 from ray_stream.records.control import Marker, MarkerKind, build_control_batch
 from ray_stream.records.header import HEADER_BYTES, BatchHeader, decode_header, encode_header
 from ray_stream.testing.batches import batch_of, log_options
+from ray_stream.testing.disk import DROPPED
 from ray_stream.testing.memory import MemoryStorage
 from ray_stream.types import Durability
 
@@ -508,3 +509,52 @@ def test_what_the_disk_refuses_to_read_is_an_error_and_not_called_damage() -> No
     assert finding.kind == FindingKind.UNUSABLE
     storage.faults.heal()
     assert log.read(0, bytes_max=1, end_offset=1).next_offset == 1
+
+
+def test_a_truncation_is_durable_when_it_returns_and_takes_epochs_and_readers_along() -> None:
+    options = log_options(segment_bytes=600, index_interval_bytes=1)
+    storage, log = new_log(options)
+    append(log, b"0", b"1")
+    log.begin_epoch(2)
+    append(log, b"2", b"3", b"4", b"5")
+    sync(log)
+    assert len(segments(log)) > 2
+    for offset in range(6):
+        log.read(offset, bytes_max=1, end_offset=6)
+    log.truncate(1, now_ms=1)
+    lost = storage.crashed([DROPPED] * len(storage.disk.unsynced()))
+    again = reopen(lost, options, boot_id="b")
+    for one in (log, again):
+        assert (one.written_end, one.synced_end) == (1, 1)
+        assert one.last_epoch_end(2) == (1, 1)
+        one.begin_epoch(3)
+        append(one, b"a longer one than was here before", b"another")
+        sync(one)
+        for offset in range(3):
+            (raw, *_) = one.read(offset, bytes_max=1, end_offset=3).batches
+            assert decode_header(raw).base_offset == offset
+    assert list(verify_log(lost, PATH)) == []
+
+
+def test_what_vanished_after_a_clean_closing_without_a_trace_is_noticed() -> None:
+    options = log_options(durability=Durability.REPLICATED)
+    storage, log = new_log(options)
+    append(log, b"0")
+    log.close()
+    log = reopen(storage, options)
+    append(log, b"1")
+    assert log.readable_end == 2
+    lost = storage.crashed([DROPPED] * len(storage.disk.unsynced()))
+    log = reopen(lost, options, boot_id="b")
+    assert log.written_end == 1
+    assert log.recovery.needs_new_epoch
+
+
+def test_the_last_five_batches_of_a_producer_may_be_retried() -> None:
+    _, log = new_log()
+    first = [produced(log, sequence) for sequence in range(6)]
+    for sequence in range(1, 6):
+        original = first[sequence]
+        assert isinstance(original, Appended)
+        assert produced(log, sequence) == original._replace(duplicate=True)
+    assert isinstance(produced(log, 0), OutOfOrderSequenceError)
