@@ -49,6 +49,11 @@ def raise_plain(error: RayError, what: str) -> NoReturn:
     cause = getattr(error, "cause", None)
     if isinstance(cause, RayStreamError):
         raise cause from None
+    raise ActorStartError(f"{what} failed: {_one_line(error, cause)}") from error
+
+
+def _one_line(error: RayError, cause: object) -> str:
+    if isinstance(cause, Exception):  # raised in the actor; Ray's own text is a traceback
+        return f"{type(cause).__name__}: {' '.join(str(cause).split())}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = " … ".join(dict.fromkeys((lines[0], lines[-1]))) if lines else type(error).__name__
-    raise ActorStartError(f"{what} failed: {reason}") from error
+    return " … ".join(dict.fromkeys((lines[0], lines[-1]))) if lines else type(error).__name__
