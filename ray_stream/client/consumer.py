@@ -53,7 +53,7 @@ _RESETS = {"earliest": EARLIEST, "latest": LATEST, "error": NOWHERE}
 
 
 class Consumer:
-    """Reads records by offset. Not thread-safe; see API.md for what each method promises.
+    """Reads records by offset. Not thread-safe: one thread at a time, or `ConcurrentAccessError`.
 
     Every method that takes `timeout` (seconds) raises `TimeoutExpiredError` behind it, but `poll`
     and `fetch`, which return what there is. After `close` every method raises `ClosedError`.
