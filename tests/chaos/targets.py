@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import ray
@@ -28,12 +29,25 @@ class Target(NamedTuple):
     name: str
 
 
-def targets(cluster: Cluster, topic: str, within_s: float = ANSWER_S) -> list[Target]:
-    """Every process of a cluster on one node, once all of it is up and answers."""
+def targets(
+    cluster: Cluster,
+    topic: str,
+    within_s: float = ANSWER_S,
+    *,
+    served: Sequence[int] | None = None,
+) -> list[Target]:
+    """Every process of a cluster on one node, once all of it is up and answers.
+
+    Args:
+        cluster: on one node.
+        topic: whose hosts are meant.
+        within_s: how long it may take.
+        served: the partitions that have to be served; None: all.
+    """
     deadline_s = time.monotonic() + within_s
     while True:
         try:
-            found = _targets(cluster, topic)
+            found = _targets(cluster, topic, served)
         except (RayError, RayStreamError, AttributeError):
             found = []  # somebody is away just now
         if found:
@@ -42,13 +56,14 @@ def targets(cluster: Cluster, topic: str, within_s: float = ANSWER_S) -> list[Ta
         time.sleep(POLL_S)
 
 
-def _targets(cluster: Cluster, topic: str) -> list[Target]:
+def _targets(cluster: Cluster, topic: str, wanted: Sequence[int] | None) -> list[Target]:
     metadata = cluster.metadata(PING_S)
     served: dict[str, list[int]] = {}
     for partition in next(one for one in metadata.topics if one.name == topic).partitions:
-        if not partition.host:
+        if partition.host:
+            served.setdefault(partition.host, []).append(partition.partition)
+        elif wanted is None or partition.partition in wanted:
             return []
-        served.setdefault(partition.host, []).append(partition.partition)
     every = tuple(sorted(number for numbers in served.values() for number in numbers))
     name = spawning.controller_name(cluster.name)
     controller: Any = spawning.find(name)
