@@ -168,7 +168,7 @@ def test_a_header_inside_of_a_payload_is_not_taken_for_a_batch() -> None:
     """A producer may store the bytes of a batch; only their place would make them one."""
     forged = encode_header(
         decode_header(batch_of([b"x"]))._replace(
-            base_offset=1, leader_epoch=1, append_timestamp=1, durable_offset=1
+            base_offset=2, leader_epoch=1, append_timestamp=1, durable_offset=1
         )
     )
     storage, log = new_log()
@@ -178,6 +178,21 @@ def test_a_header_inside_of_a_payload_is_not_taken_for_a_batch() -> None:
     storage = storage.killed()
     storage.flip_bit(FIRST, positions(storage)[1] + 100)
     assert readable(reopen(storage)) == ([0, 2, 3], [(1, 2)])
+
+
+def test_a_header_inside_of_a_torn_payload_cannot_call_it_durable() -> None:
+    forged = encode_header(
+        decode_header(batch_of([b"x"]))._replace(
+            base_offset=9, leader_epoch=1, append_timestamp=1, durable_offset=1_000
+        )
+    )
+    storage, log = new_log()
+    append(log, b"0", forged * 3 + b"x" * 500)
+    storage = storage.killed()
+    storage.flip_bit(FIRST, positions(storage)[1] + 100)
+    log = reopen(storage)
+    assert log.recovery.torn_tail
+    assert readable(log) == ([0], [])
 
 
 def test_a_header_with_a_leader_epoch_that_never_began_is_not_believed() -> None:
