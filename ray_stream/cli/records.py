@@ -8,16 +8,16 @@ import base64
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
-from rich.progress import Progress, TaskID
 
 from ray_stream.cli.options import Target, cluster_options, config_option
 from ray_stream.cli.output import note, progress
-from ray_stream.errors import GroupNotSupportedError
+from ray_stream.errors import GroupNotSupportedError, RayStreamError
 from ray_stream.types import Record, TopicPartition
 
 if TYPE_CHECKING:
@@ -54,50 +54,43 @@ def produce(
     if key_separator == "":
         raise click.BadParameter("an empty text separates nothing", param_hint="--key-separator")
     separator = os.fsencode(key_separator) if key_separator else None
-    sent = 0
+    source, number = sys.stdin.buffer, 0
     with (
         Target(**target).connect() as cluster,
         cluster.producer(**config) as producer,
-        _reading(sys.stdin.buffer) as (shown, task),
+        _progress_over(source) as advance,
     ):
-        for key, value, size in _keyed_lines(sys.stdin.buffer, separator):
-            producer.send(topic_name, value, key, partition=partition)
-            sent += 1
-            shown.update(task, advance=size)
-    note(f"{sent} records acknowledged in topic {topic_name!r}")
+        for number, line in enumerate(source, start=1):
+            key, value = _split(line.removesuffix(b"\n"), separator, number)
+            try:
+                producer.send(topic_name, value, key, partition=partition)
+            except RayStreamError as error:
+                error.add_note(f"this was line {number}, which was not sent")
+                raise
+            advance(len(line))
+    note(f"{number} records acknowledged in topic {topic_name!r}")
 
 
-def _keyed_lines(
-    lines: BinaryIO, separator: bytes | None
-) -> Iterator[tuple[bytes | None, bytes, int]]:
-    for number, line in enumerate(lines, start=1):
-        value = line.removesuffix(b"\n")
-        if separator is None:
-            yield None, value, len(line)
-            continue
-        key, found, rest = value.partition(separator)
-        if not found:
-            raise click.ClickException(
-                f"line {number} has no key separator {os.fsdecode(separator)!r}; "
-                "the lines before it were sent"
-            )
-        yield key, rest, len(line)
+def _split(line: bytes, separator: bytes | None, number: int) -> tuple[bytes | None, bytes]:
+    """Key and value of a line."""
+    if separator is None:
+        return None, line
+    key, found, value = line.partition(separator)
+    if not found:
+        raise click.ClickException(
+            f"line {number} has no key separator {os.fsdecode(separator)!r}; "
+            "the lines before it were sent"
+        )
+    return key, value
 
 
-class _reading:  # noqa: N801 - reads as a verb in a `with`
+@contextmanager
+def _progress_over(source: BinaryIO) -> Iterator[Callable[[int], None]]:
     """A bar over the bytes of a file; nothing where a person types, or a pipe has no length."""
-
-    def __init__(self, source: BinaryIO) -> None:
-        size = os.fstat(source.fileno()).st_size if _is_real(source) else 0
-        self._progress = progress(shown=size > 0, speed=True)
-        self._task = self._progress.add_task("sending", total=size or None)
-
-    def __enter__(self) -> tuple[Progress, TaskID]:
-        self._progress.start()
-        return self._progress, self._task
-
-    def __exit__(self, *exc: object) -> None:
-        self._progress.stop()
+    size = os.fstat(source.fileno()).st_size if _is_real(source) else 0
+    with progress(shown=size > 0, speed=True) as shown:
+        task = shown.add_task("sending", total=size or None)
+        yield lambda length: shown.advance(task, length)
 
 
 def _is_real(source: BinaryIO) -> bool:

@@ -183,6 +183,22 @@ def test_topics_are_made_shown_changed_and_deleted(shared: Cluster) -> None:
     assert "cli" not in names
 
 
+def test_what_cannot_be_sent_is_told_by_its_line(shared: Cluster) -> None:
+    shared.create_topic("lines", max_message_bytes=10)
+    for given, said in (
+        ("k:v\nk:much too long\n", "this was line 2, which was not sent"),
+        ("k:v\nno separator\n", "line 2 has no key separator ':'"),
+    ):
+        arguments = ["produce", "lines", "--key-separator", ":", "--name", shared.name]
+        result = CliRunner().invoke(application, arguments, input=given)
+        assert result.exit_code == 1
+        assert said in result.stderr
+        assert result.stderr.count("\n") == 1
+    ends = [one.end_offset for one in shared.describe_topic("lines").partitions]
+    assert ends == [2]
+    shared.delete_topic("lines")
+
+
 def test_a_place_to_start_is_an_offset_or_a_time_in_chosen_partitions(shared: Cluster) -> None:
     shared.create_topic("places", partitions=2)
     with shared.producer() as producer:
