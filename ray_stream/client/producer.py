@@ -144,7 +144,8 @@ class Producer:
                     size = rows.bytes + (len(value) + len(key) or 1)
                     if size < rows.limit:
                         rows.bytes = size
-                        rows.rows.extend((key, value))
+                        cells = rows.rows
+                        cells += (key, value)
                         if not rows.limit:
                             self._sender.buffer.put_back(rows)
                         return

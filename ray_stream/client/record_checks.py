@@ -65,17 +65,27 @@ def checked_headers(headers: object) -> Headers:
     Raises:
         InvalidRecordError: not pairs of a `str` and `bytes` or None.
     """
+    if type(headers) is not list:  # which it mostly is
+        headers = _as_list(headers)
+    return [_checked_header(header) for header in headers]
+
+
+def _as_list(headers: object) -> list[object]:
     if isinstance(headers, Mapping):
-        headers = list(headers.items())
+        return list(headers.items())
     if not isinstance(headers, Sequence) or isinstance(headers, str | bytes | bytearray):
         raise InvalidRecordError(
             f"headers={headers!r}: a list of (name, value) is needed, the name a str, the value "
             "bytes or None"
         )
-    return [_checked_header(header) for header in headers]
+    return list(headers)
 
 
 def _checked_header(header: object) -> tuple[str, bytes | None]:
+    if type(header) is tuple and len(header) == 2:
+        name, value = header
+        if type(name) is str and name.isascii() and (value is None or type(value) is bytes):
+            return header
     match header:
         case (str(name), bytes() | None as value):
             try:
