@@ -150,7 +150,7 @@ def test_a_missing_metadata_log_is_waited_for_and_nothing_is_made_in_its_place(
     shutil.move(directory / "metadata", copied / "elsewhere")
     before = sorted(directory.iterdir())
     with pytest.raises(errors.DataDirError, match=f"{directory.name}.*nothing is made"):
-        kept(start_timeout_ms=5_000)
+        kept(start_timeout_ms=10_000)
     assert sorted(directory.iterdir()) == before
     assert [path.name for path in (copied / "kept").iterdir()] == [directory.name]
 
