@@ -50,6 +50,8 @@ class NodeHosts:
         self._down = down
         self._failed = failed
         self._actors: dict[str, Any] = {}
+        self._born: dict[str, Any] = {}
+        """Actors that were asked for and are not up yet."""
         self._pids: dict[str, int] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
@@ -66,12 +68,15 @@ class NodeHosts:
         except RayError as error:
             LOG.warning("partition actor %s could not be made: %s", host, error)
             return False
+        self._born[host] = actor
         try:
             pid = await within(actor.start.remote(), self._config.start_timeout_ms)
         except (RayError, TimeoutExpiredError) as error:
             LOG.warning("partition actor %s did not start: %s", host, error)
             ray.kill(actor)
             return False
+        finally:
+            del self._born[host]
         self._adopt(host, actor, pid)
         return True
 
@@ -122,7 +127,9 @@ class NodeHosts:
         return dict(self._pids)
 
     async def stop_all(self) -> None:
-        """End all of them."""
+        """End all of them; those that are not up yet have nothing to close."""
+        for actor in self._born.values():
+            ray.kill(actor)
         await asyncio.gather(*(self.stop(host) for host in list(self._actors)))
 
     def _adopt(self, host: str, actor: Any, pid: int) -> None:

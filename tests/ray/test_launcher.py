@@ -1,4 +1,7 @@
-"""The launcher file's own commands, run on this machine, make a Ray that a cluster starts on."""
+"""The launcher file's own commands, run on this machine, make a Ray that a cluster starts on.
+
+Not among them: its `ray stop`, which ends every Ray of the machine.
+"""
 
 import os
 import shutil
@@ -37,7 +40,7 @@ with ray_stream.start(
 
 @pytest.fixture
 def scratch() -> Iterator[Path]:
-    """Ray's directory; whatever runs in it at the end is killed."""
+    """Ray's directory, and the user's home; what runs in it at the end is killed."""
     path = Path(tempfile.mkdtemp(prefix="rs-l-", dir="/tmp"))
     yield path
     pids = sorted({member for pid in _inside(path) for member in family(pid)})
@@ -74,23 +77,31 @@ def test_its_commands_start_a_ray_that_serves(repository: Path, scratch: Path) -
     launcher["provider"] |= {"head_ip": "127.0.0.1", "worker_ips": []}
     bootstrap = scratch / "ray_bootstrap_config.yaml"
     bootstrap.write_text(yaml.safe_dump(launcher), encoding="utf-8")
-    head = _start_command(launcher, "head").replace("~/ray_bootstrap_config.yaml", str(bootstrap))
-    worker = _start_command(launcher, "worker")
+    (scratch / ".ray").mkdir()
+    (scratch / ".ray" / "auth_token").write_text("0123456789abcdef" * 4, encoding="utf-8")
+    head, worker = _start_command(launcher, "head"), _start_command(launcher, "worker")
     assert "6379" in head
     assert "6379" in worker
     environment = {key: value for key, value in os.environ.items() if key not in CLEARED}
+    environment["HOME"] = str(scratch)
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     environment["RAY_HEAD_IP"] = get_node_ip_address()  # type: ignore[no-untyped-call]
-    for command in (f"{head} --temp-dir={scratch} --num-cpus=1", f"{worker} --num-cpus=1"):
-        subprocess.run(
+    for command in (
+        f"{head} --temp-dir={scratch} --num-cpus=1 --include-dashboard=false",
+        f"{worker} --num-cpus=1",
+    ):
+        ended = subprocess.run(
             ["/bin/sh", "-c", command.replace("6379", port)],
-            check=True,
+            check=False,
             env=environment,
             capture_output=True,
+            text=True,
             timeout=90,
         )
+        assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-2000:]
     address = f"{environment['RAY_HEAD_IP']}:{port}"
-    with Driver(SCRIPT.format(address=address, data_dir=str(scratch / "data"))) as driver:
+    script = SCRIPT.format(address=address, data_dir=str(scratch / "data"))
+    with Driver(script, HOME=str(scratch)) as driver:
         offset, brokers, niceness = driver.hear()
         driver.finish()
     assert offset == 0

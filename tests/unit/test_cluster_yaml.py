@@ -45,6 +45,13 @@ def test_brokers_run_at_full_priority_under_their_label(launcher: Launcher, role
     assert "--labels=ray-stream=broker" in words
 
 
+@pytest.mark.parametrize("role", ["head", "worker"])
+def test_every_machine_has_the_token_and_asks_for_it(launcher: Launcher, role: str) -> None:
+    assert launcher["file_mounts"] == {"~/.ray/auth_token": "~/.ray/auth_token"}
+    words = start_words(launcher, role)
+    assert "RAY_AUTH_MODE=token" in words[: words.index("ray")]
+
+
 def test_workers_join_the_head(launcher: Launcher) -> None:
     head, worker = start_words(launcher, "head"), start_words(launcher, "worker")
     (port,) = (word.removeprefix("--port=") for word in head if word.startswith("--port="))
