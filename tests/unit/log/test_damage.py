@@ -149,10 +149,11 @@ def test_the_missing_first_segment_is_damage_and_not_a_later_start() -> None:
     assert read_all(log)[1] == [(0, 6)]
 
 
-def test_a_sealed_segment_cut_short_is_damage_up_to_the_next_one() -> None:
+@pytest.mark.parametrize("keep", [10, 0], ids=["within a batch", "between batches"])
+def test_a_sealed_segment_cut_short_is_damage_up_to_the_next_one(keep: int) -> None:
     storage = closed_log()
-    file = storage.open(f"{PATH}/{6:020d}.log")
-    file.truncate(file.size() - 10)
+    positions = {base: position for _, position, base, _ in positions_of_batches(storage)}
+    storage.open(f"{PATH}/{6:020d}.log").truncate(positions[10] + keep)
     (finding,) = damages(storage)
     assert (finding.first_offset, finding.next_offset) == (10, 12)
     assert read_all(reopened(storage))[1] == [(10, 12)]

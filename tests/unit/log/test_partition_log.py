@@ -1,5 +1,6 @@
 """What an open log promises to its owner."""
 
+import itertools
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,6 +17,7 @@ from ray_stream.errors import (
     RayStreamError,
     RecordTooLargeError,
     StorageError,
+    StorageOfflineError,
     UnknownLeaderEpochError,
     UnknownProducerIdError,
 )
@@ -27,7 +29,7 @@ from ray_stream.records.builder import RecordColumns, build_batch
 from ray_stream.records.control import Marker, MarkerKind, build_control_batch
 from ray_stream.records.header import HEADER_BYTES, BatchHeader, decode_header, encode_header
 from ray_stream.testing.batches import batch_of, log_options
-from ray_stream.testing.disk import DROPPED
+from ray_stream.testing.disk import DROPPED, KEPT
 from ray_stream.testing.memory import MemoryStorage
 from ray_stream.types import Durability
 
@@ -380,6 +382,58 @@ def test_what_is_known_of_producers_outlives_the_segments_that_it_came_from() ->
         assert produced(one, 0) == Appended(0, 1, 1, duplicate=True)
 
 
+def after_power_loss(storage: MemoryStorage) -> PartitionLog:
+    """Everything that was not synced is gone."""
+    lost = storage.crashed([DROPPED] * len(storage.disk.unsynced()))
+    log = reopen(lost, boot_id="b")
+    log.begin_epoch(log.leader_epoch + 1)
+    return log
+
+
+def test_producer_state_at_a_segments_base_is_durable_with_the_segment() -> None:
+    storage, log = new_log()
+    produced(log, 0)
+    log.roll()
+    append(log, b"x")
+    sync(log)
+    log.checkpoint()
+    log.unlink_left(log.advance_start(1))
+    log = after_power_loss(storage)
+    log.truncate(1, now_ms=1)
+    log.begin_epoch(9)
+    assert produced(log, 0) == Appended(0, 1, 1, duplicate=True)
+
+
+def test_producer_state_at_a_segments_base_is_durable_once_the_segment_was_recovered() -> None:
+    storage, log = new_log()
+    produced(log, 0)
+    sync(log)
+    log.checkpoint()
+    log.roll()
+    append(log, b"x")
+    storage = storage.killed()
+    log = reopen(storage)
+    log.begin_epoch(2)
+    log.unlink_left(log.advance_start(1))
+    log = after_power_loss(storage)
+    log.truncate(1, now_ms=1)
+    log.begin_epoch(9)
+    assert produced(log, 0) == Appended(0, 1, 1, duplicate=True)
+
+
+def test_producer_state_is_durable_before_the_batches_that_it_came_from_may_go() -> None:
+    storage, log = new_log()
+    produced(log, 0)
+    sync(log)
+    log.checkpoint()
+    log.roll()
+    append(log, b"x")
+    log.unlink_left(log.advance_start(1))
+    log = after_power_loss(storage)
+    assert log.start_offset == log.written_end == 1
+    assert produced(log, 0) == Appended(0, 1, 1, duplicate=True)
+
+
 # --- settings ------------------------------------------------------------------------------------
 
 
@@ -528,12 +582,32 @@ def test_a_truncation_is_durable_when_it_returns_and_takes_epochs_and_readers_al
         assert (one.written_end, one.synced_end) == (1, 1)
         assert one.last_epoch_end(2) == (1, 1)
         one.begin_epoch(3)
-        append(one, b"a longer one than was here before", b"another")
+        append(one, b"longer than what was here before" * 9, b"another")
         sync(one)
         for offset in range(3):
             (raw, *_) = one.read(offset, bytes_max=1, end_offset=3).batches
             assert decode_header(raw).base_offset == offset
     assert list(verify_log(lost, PATH)) == []
+
+
+def test_a_power_loss_in_the_middle_of_a_truncation_leaves_no_gap() -> None:
+    """A segment that came back behind one that was cut would look like lost records."""
+    options = log_options(segment_bytes=600)
+    storage, log = new_log(options)
+    append(log, *[b"x"] * 9)
+    sync(log)
+    append(log, b"y")
+    sync(log)
+    segments_before = segments(log)
+    assert len(segments_before) > 2
+    storage.faults.fail_sync(1, f"{0:020d}.log")
+    with pytest.raises(StorageOfflineError):
+        log.truncate(1, now_ms=1)
+    unsynced = storage.disk.unsynced()
+    for chosen in itertools.product((KEPT, DROPPED), repeat=len(unsynced)):
+        log = reopen(storage.crashed(chosen), options, boot_id="b")
+        assert log.recovery.quarantined == ()
+        assert log.written_end in (1, segments_before[1])
 
 
 def test_what_vanished_after_a_clean_closing_without_a_trace_is_noticed() -> None:
