@@ -279,7 +279,8 @@ class ControllerHost:
 
     def _sync_ended(self, job: SyncJob, error: StorageError | None) -> None:
         if error is not None:
-            raise error
+            # Recorded beside the log, so that a successor does not believe the page cache.
+            raise self._journal.sync_failed(job, error) from error
         self._journal.synced(job)
         self._start_sync()
         self._answer_synced()

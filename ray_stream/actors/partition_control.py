@@ -4,12 +4,13 @@ Owns: the order in which a partition comes up and goes down (`rpc.hosting`), its
 checkpoint is due. Refuses: requests of clients (`PartitionHost`), deciding what to serve.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 from ray_stream.actors.partition_host import Hosted, PartitionHost, log_options
 from ray_stream.clock import Clock
-from ray_stream.errors import RayStreamError, StorageOfflineError
+from ray_stream.errors import RayStreamError, StorageFullError, StorageOfflineError
 from ray_stream.log import directory
 from ray_stream.log.partition_log import PartitionLog, delete_log
 from ray_stream.log.storage import Lock, Storage
@@ -142,6 +143,10 @@ class PartitionControl:
 
     def lead(self, request: LeadPartitions, reply: Reply[PartitionsLed]) -> None:
         """Begin leader epochs that are durable at the controller already."""
+        for topic_id, number, _ in request.partitions:
+            hosted = self._host.partitions.get((topic_id, number))
+            if hosted is not None:
+                self._host.refuse_staged(hosted)
         reply(PartitionsLed(self._spread(self._begin, request.partitions)))
 
     def _begin(self, wanted: tuple[str, int, int]) -> PartitionServed:
@@ -215,8 +220,11 @@ class PartitionControl:
             # Also of a log that is never idle: what is behind its checkpoint is read again after a
             # crash.
             if hosted.checkpointed_end != hosted.log.synced_end:
-                hosted.checkpointed_end = hosted.log.synced_end
-                hosted.log.checkpoint()
+                synced_end = hosted.log.synced_end
+                # A full disk costs the next opening some time, and nothing else: tried again.
+                with contextlib.suppress(StorageFullError):
+                    hosted.log.checkpoint()
+                    hosted.checkpointed_end = synced_end
 
     def close(self) -> None:
         """Close every log, cleanly where that is possible."""

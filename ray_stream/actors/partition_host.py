@@ -213,6 +213,15 @@ class PartitionHost:
         """Have this partition looked after at the turn's end (its options or epoch changed)."""
         self._dirty[hosted.spec.topic_id, hosted.spec.partition] = hosted
 
+    def refuse_staged(self, hosted: Hosted) -> None:
+        """A new leader epoch is about to begin: what was taken in under the old one is not it."""
+        staged, hosted.staged = hosted.staged, []
+        error = FencedLeaderEpochError(
+            f"a new leader epoch of {hosted.name} begins: refresh the metadata and ask again"
+        )
+        for _, pending, position in staged:
+            pending.settle(position, _produce_error(_address_of(hosted), error))
+
     def dismiss(self, hosted: Hosted) -> None:
         """Answer everything that waits on a partition which is not led here any more."""
         error = NotLeaderOrFollowerError(f"{hosted.name} is not led here any more: ask again")

@@ -311,3 +311,16 @@ def test_a_checkpoint_is_written_when_it_is_due(rig: Rig) -> None:
     rig.clock.ms += 1_000
     rig.control.tick()
     assert rig.host.partitions[TOPIC, 0].checkpointed_end == 1
+
+
+def test_what_was_taken_in_under_an_epoch_is_not_appended_in_the_next(rig: Rig) -> None:
+    answers: list[Any] = []
+    batch = b"".join(
+        build_batch(RecordColumns(value=pa.array([b"a"], pa.binary()), base_timestamp=5))
+    )
+    request = ProduceRequest(-1, 1_000, [ProducePartition(TOPIC, 0, 0)], [batch])
+    rig.host.produce(request, answers.append)
+    rig.lead(1)
+    rig.host.end_turn()
+    assert answers[0].results[0].error.name == "FencedLeaderEpochError"
+    assert rig.host.partitions[TOPIC, 0].log.written_end == 0
