@@ -12,7 +12,12 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
-from ray_stream.errors import DataDirInUseError, RayStreamError, StorageError
+from ray_stream.errors import (
+    DataDirInUseError,
+    InvariantViolationError,
+    RayStreamError,
+    StorageError,
+)
 from ray_stream.log import locks
 from ray_stream.log.partition_log import SyncJob
 from ray_stream.log.storage import Lock, Storage
@@ -128,6 +133,8 @@ class Turner:
             return
         try:
             work()
+        except InvariantViolationError:
+            raise  # found by whoever watches the run: not the process' own affair
         except RayStreamError as error:
             self._die(self.process, error)
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from ray_stream.errors import RayStreamError, StaleBrokerEpochError, StorageError, StorageFullError
 from ray_stream.log import directory, locks
 from ray_stream.log.directory import Identity
+from ray_stream.log.offline import read_marker
 from ray_stream.log.storage import Lock
 from ray_stream.metadata import hosting
 from ray_stream.metadata.commands import (
@@ -20,6 +21,7 @@ from ray_stream.metadata.commands import (
     DirectoryReport,
     Done,
     PartitionKey,
+    PartitionRepaired,
     PartitionServed,
     RegisterBroker,
     ReportServed,
@@ -60,6 +62,10 @@ class Hosts(Protocol):
         """Names of the node's living hosts, and what each serves."""
         ...
 
+    def failures(self, node: Node) -> dict[str, int]:
+        """How many logs went offline in each of them."""
+        ...
+
 
 class SimulatedBroker:
     """One broker process."""
@@ -86,6 +92,8 @@ class SimulatedBroker:
         self._broker_epoch = -1
         self._session = 0
         self._cluster_id = ""
+        self._assignment: BrokerAssignment | None = None
+        self._failures: dict[str, int] = {}
 
     def begin(self) -> None:
         """Adopt what lives, and register."""
@@ -110,7 +118,28 @@ class SimulatedBroker:
 
     def _tick(self) -> None:
         self._dispatch(hosting.Tick())
+        self._look_into_failures()
         self._scheduler.after(TICK_MS, self._tick, self._process)
+
+    def _look_into_failures(self) -> None:
+        """A log went offline: report what its host serves now."""
+        for host, failures in self._hosts.failures(self._node).items():
+            if failures != self._failures.get(host, 0):
+                self._failures[host] = failures
+                self._report(hosting.Report(host, self._hosts.living_hosts(self._node)[host]))
+
+    def _look_for_repaired(self) -> None:
+        """Offline partitions whose marker is gone: an operator was here."""
+        for one in self._assignment.partitions if self._assignment is not None else ():
+            held = self._held.get(one.directory_id)
+            if not one.offline_reason or held is None:
+                continue
+            path = directory.partition_path(held[0], one.topic_id, one.partition)
+            if read_marker(self._storage, path) is None:
+                request = PartitionRepaired(
+                    self._broker_id, self._broker_epoch, one.topic_id, one.partition
+                )
+                self._ask("controller", "partition_repaired", request, lambda _: None)
 
     def _new_session(self) -> None:
         self._session += 1
@@ -197,6 +226,7 @@ class SimulatedBroker:
             if session != self._session:
                 return
             if isinstance(answer, Done):
+                self._look_for_repaired()
                 self._watch(session, known_version)
             elif isinstance(answer, BrokerAssignment):
                 self._take(session, answer)
@@ -212,7 +242,9 @@ class SimulatedBroker:
         except (StorageError, StorageFullError):
             self._lost(session)
             return
+        self._assignment = assignment
         self._dispatch(hosting.Assigned(assignment, sorted(self._held)))
+        self._look_for_repaired()
         if assignment.make or assignment.acquire:
             self._scheduler.after(TICK_MS, self._new_session, self._process)
             self._session += 1

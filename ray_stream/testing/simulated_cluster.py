@@ -9,7 +9,7 @@ The classes are the real ones: `ControllerHost` on a real `Journal`, `PartitionH
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ray_stream.actors.controller_host import ControllerHost
 from ray_stream.actors.metadata_log import open_metadata
@@ -18,11 +18,14 @@ from ray_stream.actors.partition_host import PartitionHost
 from ray_stream.errors import DataDirInUseError, RayStreamError
 from ray_stream.log import directory, locks
 from ray_stream.log.directory import Identity
+from ray_stream.log.offline import read_marker
+from ray_stream.log.repair import repair_partition
 from ray_stream.log.storage import Lock
 from ray_stream.metadata.commands import BrokerLost, PartitionServed
+from ray_stream.metadata.journal import OPTIONS
 from ray_stream.testing.network import Handler, Network
 from ray_stream.testing.nodes import Node, Turner, one_by_one, take_partition_lock
-from ray_stream.testing.scheduler import Process, Scheduler
+from ray_stream.testing.scheduler import Process, Scheduler, VirtualClock
 from ray_stream.testing.simulated_broker import ROOT, SimulatedBroker
 from ray_stream.testing.trace import Trace
 
@@ -40,6 +43,7 @@ CONTROLLER_METHODS = (
     "claim_leadership",
     "report_served",
     "confirm_deleted",
+    "partition_repaired",
     "watch_assignment",
 )
 
@@ -146,7 +150,9 @@ class SimulatedCluster:
 
         def noticed() -> None:
             found = self.brokers.get(dead.node.name)
-            if found is not None and found[0].alive:
+            if found is not None and found[0].paused:
+                self._later(noticed)
+            elif found is not None and found[0].alive:
                 found[1].host_is_down(name)
 
         self._later(noticed)
@@ -157,6 +163,9 @@ class SimulatedCluster:
         broker.end()
 
         def noticed() -> None:
+            if self.controller is not None and self.controller[0].paused:
+                self._later(noticed)
+                return
             self._report_lost(node)
             self._start_broker(node)
 
@@ -169,6 +178,45 @@ class SimulatedCluster:
         living = host.machine.liveness.on_node(node.name)
         if living is not None:
             host.broker_lost(BrokerLost(living.broker_id, living.broker_epoch), lambda _: None)
+
+    # --- repairs ---------------------------------------------------------------------------------
+
+    def repair(self) -> bool:
+        """`ray-stream repair` of every log that is offline; whether one is left."""
+        left = False
+        for node in self.nodes:
+            for found in directory.scan(node.storage, ROOT):
+                names = directory.list_partitions(node.storage, found.path)
+                places = {
+                    locks.partition_position(*one): directory.partition_name(*one) for one in names
+                }
+                places[locks.METADATA_POSITION] = directory.METADATA_NAME
+                for position, name in places.items():
+                    left |= self._repair(node, found.path, position, name)
+        return left
+
+    def _repair(self, node: Node, root: str, position: int, name: str) -> bool:
+        storage, path = node.storage.another_process(), f"{root}/{name}"
+        if read_marker(storage, path) is None:
+            return False
+        lock = locks.try_lock(storage, root, position)
+        if lock is None:
+            return True
+        options = OPTIONS if name == directory.METADATA_NAME else replace(OPTIONS, topic=name)
+        now_ms = VirtualClock(self.scheduler).now_ms()
+        try:
+            report = repair_partition(storage, path, options, boot_id=node.boot_id, now_ms=now_ms)
+        except RayStreamError as error:
+            self._trace.add(self.scheduler.now_ms, node.name, f"not repaired: {name}: {error}")
+            return True
+        finally:
+            lock.release()
+        self._trace.add(self.scheduler.now_ms, node.name, f"repaired {name}: {report}")
+        return False
+
+    def failures(self, node: Node) -> dict[str, int]:
+        """How many logs went offline in each living host of a machine."""
+        return {name: one.host.failures for name, one in self.hosts.items() if one.node is node}
 
     def _later(self, call: Callable[[], None]) -> None:
         self.scheduler.after(self._rng.randint(1, DEATH_NOTICED_MS_MAX), call)

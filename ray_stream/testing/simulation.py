@@ -10,6 +10,7 @@ Invariants (numbers as in `docs/testing.md`):
   readers; I4 order; I5 no duplicates: the history checker, over all clients and a final read.
 * I8 a partition's readable end never goes back, whoever serves it and whatever lost power.
 * I9 one (offset, leader epoch) has one content; a request is applied only in its own leader epoch.
+* I13 once a log is offline, nothing more of it is acknowledged or shown.
 * I14 once the faults stop, everything is served and acknowledged again within `CALM_MS`.
 """
 
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ray_stream.actors.partition_host import PartitionHost
-from ray_stream.errors import InvariantViolationError, RayStreamError
+from ray_stream.errors import CorruptRecordError, InvariantViolationError, RayStreamError
 from ray_stream.metadata.commands import CreateTopic, PartitionKey, TopicCreated
 from ray_stream.records.header import decode_header
 from ray_stream.rpc.messages import ProduceRequest, ProduceResponse
@@ -27,6 +28,7 @@ from ray_stream.testing import history
 from ray_stream.testing.checker import check
 from ray_stream.testing.nemesis import Nemesis
 from ray_stream.testing.network import Network
+from ray_stream.testing.sabotage import Saboteur
 from ray_stream.testing.scheduler import Process, Scheduler
 from ray_stream.testing.simulated_clients import SimulatedConsumer, SimulatedProducer
 from ray_stream.testing.simulated_cluster import HostProcess, SimulatedCluster
@@ -35,6 +37,8 @@ from ray_stream.types import TopicPartition
 
 TOPIC = "flights"
 STORM_MS = 5_000
+SABOTAGE_EVERY = 3
+"""Of so many seeds one has failed syncs and stopped processes as well."""
 CALM_MS = 60_000
 STEP_MS = 500
 BATCH_MAX = 3
@@ -75,6 +79,8 @@ class Watcher:
         self._seen: dict[tuple[str, PartitionKey], int] = {}
         self._contents: dict[tuple[PartitionKey, int, int], tuple[int, int]] = {}
         self._readable: dict[PartitionKey, int] = {}
+        self._offline: dict[tuple[str, PartitionKey], int] = {}
+        self._metadata_version = -1
 
     def look(self) -> None:
         """Check what every living host shows.
@@ -86,6 +92,11 @@ class Watcher:
             for key, hosted in one.host.partitions.items():
                 if hosted.leading:
                     self._look_at(name, key, one)
+        if self._cluster.controller is not None:
+            machine = self._cluster.controller[1].machine
+            if machine.version != self._metadata_version:
+                self._metadata_version = machine.version
+                machine.check()
 
     def _look_at(self, name: str, key: PartitionKey, one: HostProcess) -> None:
         log = one.host.partitions[key].log
@@ -96,9 +107,17 @@ class Watcher:
                 f"I8: the readable end of partition {key[1]} went back from {before} to {readable}"
             )
         self._readable[key] = readable
+        if log.offline and readable > self._offline.setdefault((name, key), readable):
+            raise InvariantViolationError(
+                f"I13: partition {key[1]} promised more after it went offline: {log.offline}"
+            )
         seen = self._seen.get((name, key), log.start_offset)
         while seen < log.written_end:
-            read = log.read(seen, bytes_max=1 << 20, end_offset=log.written_end)
+            try:
+                read = log.read(seen, bytes_max=1 << 20, end_offset=log.written_end)
+            except CorruptRecordError as error:
+                # No bit is flipped in a simulation, so what cannot be read was lost.
+                raise InvariantViolationError(f"I1: {error}") from error
             for batch in read.batches:
                 self._remember(key, batch)
             seen = read.next_offset
@@ -140,6 +159,10 @@ class Simulation:
             make_host=_fencing(make_host),
         )
         self.nemesis = Nemesis(self.scheduler, self.network, self.cluster, self._draw())
+        self._saboteur: Saboteur | None = None
+        if seed % SABOTAGE_EVERY == 1:
+            rng = random.Random(f"sabotage {seed}")  # noqa: S311 - a seed, not a secret
+            self._saboteur = Saboteur(self.scheduler, self.cluster, rng)
         self._history: list[history.AnyEvent] = []
         self._partitions = self._rng.choice([1, 2, 4])
         self._admin = Process("admin", "clients")
@@ -176,7 +199,7 @@ class Simulation:
             self.seed,
             self.trace.digest,
             self.trace.events,
-            self.nemesis.faults,
+            self.nemesis.faults + (self._saboteur.faults if self._saboteur is not None else 0),
             report.acknowledged,
             report.unknown,
             violations,
@@ -193,10 +216,15 @@ class Simulation:
             self._keep_sending(producer, self.scheduler.now_ms + STORM_MS)
         self._consume("c0")
         self.nemesis.start()
+        if self._saboteur is not None:
+            self._saboteur.start()
         self._pass(STORM_MS)
 
     def _calm(self) -> None:
         self.nemesis.stop()
+        if self._saboteur is not None:
+            self._saboteur.stop()
+            self._saboteur.keep_repairing(STEP_MS)
         self._until(
             lambda: all(producer.unresolved == 0 for producer in self._producers),
             "I14: batches were still unresolved long after the last fault",
