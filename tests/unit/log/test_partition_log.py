@@ -590,6 +590,18 @@ def test_a_truncation_is_durable_when_it_returns_and_takes_epochs_and_readers_al
     assert list(verify_log(lost, PATH)) == []
 
 
+def test_after_a_truncation_readers_find_the_new_batches_where_they_are() -> None:
+    _, log = new_log()
+    append(log, b"0", b"1", b"2")
+    for offset in (0, 1):
+        log.read(offset, bytes_max=1, end_offset=3)
+    log.truncate(1, now_ms=1)
+    log.begin_epoch(2)
+    append(log, b"long" * 99, b"short")
+    (raw,) = log.read(2, bytes_max=1, end_offset=3).batches
+    assert decode_header(raw).base_offset == 2
+
+
 def test_a_power_loss_in_the_middle_of_a_truncation_leaves_no_gap() -> None:
     """A segment that came back behind one that was cut would look like lost records."""
     options = log_options(segment_bytes=600)
