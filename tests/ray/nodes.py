@@ -21,13 +21,13 @@ from ray_stream.metadata.commands import PartitionMetadata
 
 TOPIC = "spread"
 PARTITIONS = 6
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 POLL_S = 0.1
 HEALTH = {
     "health_check_initial_delay_ms": 1_000,
     "health_check_period_ms": 500,
-    "health_check_timeout_ms": 3_000,
-    "health_check_failure_threshold": 3,
+    "health_check_timeout_ms": 10_000,
+    "health_check_failure_threshold": 5,
 }
 """A node whose raylet is gone is declared dead within seconds instead of a quarter minute."""
 
