@@ -6,6 +6,7 @@ Refuses: which partition a key goes to (`partitioner`), what is wrong with a rec
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -120,13 +121,12 @@ class Addresses:
         """
         before = 0
         for part in parts:
-            sizes = part.sizes()
-            row = int(sizes.argmax())
-
-            def alone(part: Columns = part, row: int = row) -> Columns:
-                return part.slice(row, row + 1)
-
-            described = self._check_size(described, int(sizes[row]), alone, f"row {before + row}")
+            for first, sizes in part.size_windows():
+                largest = int(sizes.argmax())
+                row = first + largest
+                alone = partial(part.slice, row, row + 1)
+                what = f"row {before + row}"
+                described = self._check_size(described, int(sizes[largest]), alone, what)
             before += part.count
         return described
 

@@ -15,8 +15,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
-
 from ray_stream.client.batching_core import Columns
 from ray_stream.client.record_checks import BATCH_OVERHEAD_BYTES
 from ray_stream.client.rows import PLAIN, OpenRows, Row, widened
@@ -132,17 +130,14 @@ class SendBuffer:
         Raises:
             BufferFullError: no part was accepted for `max_block_ms`; says how many rows were.
         """
-        ends = np.cumsum(columns.sizes())
         part_bytes = max(1, min(part_bytes, self._config.buffer_memory // 4))
-        start = before = 0
+        start = 0
         while start < columns.count:
-            stop = int(np.searchsorted(ends, before + part_bytes, side="right"))
-            stop = max(stop, start + 1)
-            size = int(ends[stop - 1]) - before
+            stop, size = columns.run_of_bytes(start, part_bytes)
             part = columns.slice(start, stop)
             self._put_part(topic, part, size, f"rows from {start} on")
             self._wake()
-            start, before = stop, int(ends[stop - 1])
+            start = stop
 
     def _put_part(self, topic: TopicMetadata, part: Columns, size: int, what: str) -> None:
         def place() -> bool:

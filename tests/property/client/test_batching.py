@@ -4,9 +4,11 @@ import random
 from typing import Any
 
 import pyarrow as pa
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ray_stream.client import batching_core
 from ray_stream.client.batching_core import Batch, Batcher, Columns
 from ray_stream.client.partitioner import partition_of_key
 from ray_stream.client.rows import FULL, KEYED, PLAIN, OpenRows, widened
@@ -135,6 +137,20 @@ def test_a_slice_of_columns_has_the_sizes_of_its_rows(
         base_timestamp=0,
         created_ms=0,
     )
+    window_rows = data.draw(st.integers(1, 5))
+    sizes = columns.sizes().tolist()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batching_core, "_WINDOW_ROWS", window_rows)
+        windows = [size for _, window in columns.size_windows() for size in window.tolist()]
+        assert windows == sizes
+        begin, limit = 0, data.draw(st.integers(1, 60))
+        while begin < len(sizes):
+            stop, size = columns.run_of_bytes(begin, limit)
+            assert size == sum(sizes[begin:stop])
+            assert stop > begin
+            assert size <= limit or stop == begin + 1
+            assert stop == len(sizes) or size + sizes[stop] > limit
+            begin = stop
     start = data.draw(st.integers(0, len(values)))
     stop = data.draw(st.integers(start, len(values)))
     assert columns.slice(start, stop).sizes().tolist() == columns.sizes().tolist()[start:stop]
