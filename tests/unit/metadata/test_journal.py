@@ -1,7 +1,10 @@
 """The metadata machine on its log: what was answered is there again, or it refuses to open."""
 
 import random
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import crc32c
@@ -363,3 +366,14 @@ def test_any_flipped_bit_of_a_snapshot_is_noticed(position: int) -> None:
         data[position] ^= 1 << bit
     with pytest.raises(CorruptMetadataError):
         decode_snapshot(bytes(data[:position]), 7, "x")
+
+
+def test_facts_are_written_without_the_weight_of_pandas() -> None:
+    script = """
+import sys
+from tests.unit.metadata.test_journal import Written, create
+world = Written()
+world.do(create(1))
+assert "pandas" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[3])
