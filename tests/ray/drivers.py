@@ -21,6 +21,8 @@ from typing import Any, Self
 CLEARED = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_STREAM_DATA_DIR", "RAY_worker_niceness")
 """What another user's shell would not have; Ray sets the second one in whoever starts a Ray."""
 PATIENCE_S = 90.0
+ENOUGH = 20_000
+"""Characters of a driver's complaints that an assertion quotes."""
 
 PRELUDE = """
 import json, os, sys
@@ -86,7 +88,7 @@ class Driver:
             chunk = os.read(self._heard, 65536) if ready else b""
             if not chunk:
                 why = "ended" if ready else f"said nothing for {timeout:g} s"
-                raise AssertionError(f"the driver {why}:\n{self.stderr()[-4000:]}")
+                raise AssertionError(f"the driver {why}:\n{self.stderr()[-ENOUGH:]}")
             self._rest += chunk
         line, _, self._rest = self._rest.partition(b"\n")
         values = json.loads(line)
@@ -99,7 +101,7 @@ class Driver:
     def finish(self, timeout: float = PATIENCE_S) -> None:
         """Wait for a clean end."""
         status = self.process.wait(timeout)
-        assert status == 0, f"status {status}:\n{self.stderr()[-4000:]}"
+        assert status == 0, f"status {status}:\n{self.stderr()[-ENOUGH:]}"
 
     def stdout(self) -> str:
         """What it printed so far."""

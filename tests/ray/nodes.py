@@ -23,6 +23,10 @@ TOPIC = "spread"
 PARTITIONS = 6
 PATIENCE_S = 120.0
 POLL_S = 0.1
+SAID_LAST = 800
+"""So many characters of a worker's log tell why somebody waited in vain."""
+QUIET = {"RAY_worker_niceness": "0", "RAY_memory_monitor_refresh_ms": "0"}
+"""No worker is slowed down, and none is killed for what the rest of the machine uses."""
 HEALTH = {
     "health_check_initial_delay_ms": 1_000,
     "health_check_period_ms": 500,
@@ -44,7 +48,7 @@ class Raylets:
         """One more raylet."""
         arguments: dict[str, Any] = {
             "num_cpus": 1,
-            "env_vars": {"RAY_worker_niceness": "0", **environment},
+            "env_vars": {**QUIET, **environment},
         }
         if self._ray.head_node is None:
             arguments |= {
@@ -67,6 +71,14 @@ class Raylets:
         """Kill a node's raylet and do not reap it: its workers never notice."""
         os.kill(node.all_processes["raylet"][0].process.pid, signal.SIGKILL)
 
+    def evidence(self) -> str:
+        """Which nodes live, and what every worker said last."""
+        nodes = ray.nodes()  # type: ignore[no-untyped-call]  # Ray leaves it unannotated
+        told = [f"{one['NodeID']}: {'alive' if one['Alive'] else 'dead'}" for one in nodes]
+        logs = sorted(Path(self.nodes[0].get_logs_dir_path()).glob("worker-*.err"))
+        said = [(one.name, one.read_text(encoding="utf-8", errors="replace")) for one in logs]
+        return "\n".join(told + [f"{name}: {text[-SAID_LAST:]}" for name, text in said if text])
+
     def stop(self) -> None:
         """End all of it."""
         ray.shutdown()
@@ -81,7 +93,11 @@ def started(
     raylets = Raylets(home, environments)
     try:
         with ray_stream.start(address=raylets.address, data_dir=data_dir) as cluster:
-            yield raylets, cluster
+            try:
+                yield raylets, cluster
+            except AssertionError as error:
+                error.add_note(raylets.evidence())
+                raise
     finally:
         raylets.stop()
 
