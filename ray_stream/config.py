@@ -29,6 +29,10 @@ from ray_stream.types import TopicPartition
 MiB = 1024 * 1024
 PARTITIONS_MAX = 10_000
 TOPIC_NAME_MAX = 249
+INTERNAL_PREFIX = "__"
+CONSUMER_OFFSETS_TOPIC = "__consumer_offsets"
+"""Where groups and committed offsets live: each partition's leader coordinates some groups."""
+COORDINATOR_PARTITIONS = 16
 _TOPIC_NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}\Z", re.ASCII)
 _CLUSTER_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}\Z", re.ASCII)
 
@@ -330,7 +334,7 @@ def check_topic_name(name: object) -> str:
             f"topic name {name!r}: only letters, digits, '.', '_' and '-' are valid, "
             "and neither '.' nor '..'"
         )
-    if name.startswith("__"):
+    if name.startswith(INTERNAL_PREFIX):
         raise InvalidTopicError(f"topic name {name!r}: names that start with '__' are internal")
     return name
 

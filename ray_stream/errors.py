@@ -12,6 +12,7 @@ Owns: names, Kafka's numbers, whether a retry may help. Refuses: deciding when t
   - CorruptRecordError, OffsetOutOfRangeError
   - DeliveryError, FlushTimeoutError, BufferFullError
   - ProducerFencedError, OutOfOrderSequenceError, UnknownProducerIdError …
+  - GroupIdNotFoundError, NonEmptyGroupError, UnknownMemberIdError, Fenced…, StaleMemberEpochError …
   + RetriableError: the same request may succeed later
     - NotLeaderOrFollowerError, FencedLeaderEpochError, LeaderNotAvailableError …
     - OutcomeUnknownError: it may have been applied, or not
@@ -315,6 +316,18 @@ class ControllerNotAvailableError(RetriableError):
     code = 41
 
 
+class CoordinatorNotAvailableError(RetriableError):
+    """The group's coordinator is being made or replaced."""
+
+    code = 15
+
+
+class NotCoordinatorError(RetriableError):
+    """This actor does not coordinate the group, or not any more: ask the controller again."""
+
+    code = 16
+
+
 class NotEnoughReplicasError(RetriableError):
     """Fewer in-sync replicas than `min_insync_replicas`."""
 
@@ -447,6 +460,78 @@ class RebalanceInProgressError(RetriableError):
     """The group is moving partitions."""
 
     code = 27
+
+
+class InvalidGroupIdError(RayStreamError, ValueError):
+    """A group id, member id or instance id that cannot be used."""
+
+    code = 24
+
+
+class InvalidSessionTimeoutError(RayStreamError, ValueError):
+    """A session or rebalance timeout outside of what the coordinator allows."""
+
+    code = 26
+
+
+class GroupIdNotFoundError(RayStreamError):
+    """No such consumer group."""
+
+    code = 69
+
+
+class NonEmptyGroupError(RayStreamError):
+    """The group has members, and what was asked for needs it to be empty."""
+
+    code = 68
+
+
+class GroupMaxSizeReachedError(RayStreamError):
+    """The group has as many members as it may have."""
+
+    code = 81
+
+
+class UnknownMemberIdError(RayStreamError):
+    """The group has no such member: it left, or was fenced; join again with epoch 0."""
+
+    code = 25
+
+
+class FencedMemberEpochError(RayStreamError):
+    """The member's epoch is not one that it was given: drop all partitions, join again."""
+
+    code = 110
+
+
+class FencedInstanceIdError(RayStreamError):
+    """A newer process took over this `group_instance_id`; this one has to stop."""
+
+    code = 82
+
+
+class StaleMemberEpochError(RayStreamError):
+    """A commit of a member epoch in which the member did not own the partition."""
+
+    code = 113
+
+
+class UnsupportedAssignorError(RayStreamError, ValueError):
+    """An assignor that the coordinator does not have."""
+
+    code = 112
+
+
+class InvalidRegularExpressionError(RayStreamError, ValueError):
+    """A subscription pattern that is malformed, too long, or uses what is not supported."""
+
+    code = 128
+
+
+class OffsetMetadataTooLargeError(RayStreamError, ValueError):
+    """The metadata of a committed offset is above its limit."""
+
+    code = 12
 
 
 class InvariantViolationError(RayStreamError):

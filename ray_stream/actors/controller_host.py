@@ -37,7 +37,7 @@ from ray_stream.metadata.commands import (
     TopicDeleted,
 )
 from ray_stream.metadata.controller import MetadataMachine
-from ray_stream.metadata.journal import Journal
+from ray_stream.metadata.journal import MetadataJournal
 from ray_stream.rpc.messages import (
     API_VERSION,
     MetadataRequest,
@@ -74,7 +74,7 @@ class _Watcher:
 class ControllerHost:
     """`ControllerService`, and what brokers ask. Everything runs on its owner's thread."""
 
-    def __init__(self, journal: Journal, clock: Clock, syncer: Syncer) -> None:
+    def __init__(self, journal: MetadataJournal, clock: Clock, syncer: Syncer) -> None:
         """Args: journal: replayed, and claimed for this controller's epoch."""
         self._journal = journal
         self._clock = clock

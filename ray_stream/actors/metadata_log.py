@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from ray_stream.clock import Clock
 from ray_stream.log import directory
 from ray_stream.log.storage import Lock, Storage
-from ray_stream.metadata.journal import Journal
+from ray_stream.metadata.journal import MetadataJournal
 
 
 @dataclass(slots=True)
 class MetadataLog:
     """A journal that speaks for the cluster, and the lock that makes it the only one."""
 
-    journal: Journal
+    journal: MetadataJournal
     lock: Lock
 
     def close(self) -> None:
@@ -57,7 +57,7 @@ def open_metadata(
         identity = directory.read_identity(storage, root)
         path = f"{root}/{directory.METADATA_NAME}"
         make = fresh and not storage.exists(path)
-        opening = Journal.create if make else Journal.open
+        opening = MetadataJournal.create if make else MetadataJournal.open
         journal = opening(storage, path, boot_id=boot_id, now_ms=clock.now_ms())
         if fresh and not journal.is_formatted:
             journal.format(

@@ -10,14 +10,21 @@ that one that was given on a small node spreads when the directory is served by 
 the other way round. The slot with the fewest partitions is next: a node's first partitions get an
 actor each, until there are `partition_actors_max`. Dedicated partitions have no number and are
 not counted.
+
+The partitions of the groups' internal topic have one actor on each node: their leader is what a
+group coordinator is.
 """
 
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ray_stream.metadata.image import Directory, Image, Partition
+from ray_stream.config import CONSUMER_OFFSETS_TOPIC
+from ray_stream.metadata.image import Directory, Image, Partition, Topic
 from ray_stream.metadata.records import DEDICATED_SLOT
+
+COORDINATOR_SLOT = "groups"
+"""The place of a node's group coordinator actor."""
 
 
 @dataclass(slots=True)
@@ -58,10 +65,13 @@ class _Room:
         return number
 
 
-def slot_name(topic_id: str, partition: int, slot: int, slots_max: int) -> str:
-    """The actor of the node that serves the partition."""
+def slot_name(topic: Topic, partition: int, slots_max: int) -> str:
+    """The actor of the node that serves a partition of the topic."""
+    if topic.name == CONSUMER_OFFSETS_TOPIC:
+        return COORDINATOR_SLOT
+    slot = topic.partitions[partition].slot
     if slot == DEDICATED_SLOT:
-        return f"d-{topic_id}-{partition}"
+        return f"d-{topic.topic_id}-{partition}"
     return str(slot % slots_max)
 
 

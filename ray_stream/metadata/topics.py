@@ -7,7 +7,13 @@ A request that reaches the controller twice does no harm: the same topic id made
 topic, an id that was deleted is not revived, and a deletion that names an id hits no other.
 """
 
+import msgspec
+
 from ray_stream.config import (
+    CONSUMER_OFFSETS_TOPIC,
+    COORDINATOR_PARTITIONS,
+    INTERNAL_PREFIX,
+    MiB,
     check_partitions,
     check_replication_factor,
     check_topic_name,
@@ -17,6 +23,7 @@ from ray_stream.errors import (
     BrokerNotAvailableError,
     InvalidArgumentError,
     InvalidPartitionsError,
+    InvalidTopicError,
     NotLeaderOrFollowerError,
     TopicAlreadyExistsError,
     UnknownTopicIdError,
@@ -46,6 +53,8 @@ from ray_stream.metadata.records import (
 from ray_stream.metadata.registration import living
 from ray_stream.metadata.resolution import Resolution
 
+INTERNAL_SEGMENT_BYTES = 16 * MiB
+
 
 def create_topic(image: Image, liveness: Liveness, command: CreateTopic, now_ms: int) -> Resolution:
     """Make a topic, or accept an equal one with `exist_ok`.
@@ -57,7 +66,11 @@ def create_topic(image: Image, liveness: Liveness, command: CreateTopic, now_ms:
         UnknownTopicIdError: a late copy of a request whose topic was deleted since.
         BrokerNotAvailableError: no living broker has a directory.
     """
-    name = check_topic_name(command.name)
+    if command.name == CONSUMER_OFFSETS_TOPIC:
+        command = _internal(command)
+    else:
+        check_topic_name(command.name)
+    name = command.name
     partitions = check_partitions(command.partitions)
     factor = check_replication_factor(command.replication_factor)
     config = topic_config(command.options, f"topic {name!r}")
@@ -77,6 +90,18 @@ def create_topic(image: Image, liveness: Liveness, command: CreateTopic, now_ms:
     )
     placed = _placed(image, liveness, wanted, partitions)
     return Resolution([added, placed], TopicCreated(command.topic_id, existed=False))
+
+
+def _internal(command: CreateTopic) -> CreateTopic:
+    """The groups' topic as it is always made, whoever is the first to need it."""
+    return msgspec.structs.replace(
+        command,
+        partitions=COORDINATOR_PARTITIONS,
+        replication_factor=1,
+        dedicated=True,
+        exist_ok=True,
+        options={"durability": "fsync", "segment_bytes": INTERNAL_SEGMENT_BYTES},
+    )
 
 
 def _accept_present(
@@ -172,6 +197,11 @@ def delete_topic(image: Image, command: DeleteTopic) -> Resolution:
 
 def _existing(image: Image, name: str, topic_id: str) -> Topic:
     topic = image.topic_named(name)
+    if name.startswith(INTERNAL_PREFIX):
+        raise InvalidTopicError(
+            f"topic {name!r} is internal: it can be neither altered nor deleted; groups are "
+            "deleted with delete_group()"
+        )
     if topic is None:
         raise UnknownTopicOrPartitionError(f"there is no topic {name!r}")
     if topic_id and topic.topic_id != topic_id:

@@ -170,7 +170,7 @@ def _assigned(
         topic.name,
         number,
         directory_id,
-        slot_name(topic_id, number, partition.slot, slots_max),
+        slot_name(topic, number, slots_max),
         not partition.opened,
         topic.config,
         topic.config_version,

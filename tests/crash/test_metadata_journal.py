@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
+from ray_stream.journal.snapshots import Snapshots
 from ray_stream.log.partition_log import PartitionLog
 from ray_stream.metadata.commands import (
     AlterTopic,
@@ -23,8 +24,7 @@ from ray_stream.metadata.commands import (
 )
 from ray_stream.metadata.controller import MetadataMachine
 from ray_stream.metadata.image import Image
-from ray_stream.metadata.journal import OPTIONS, Journal
-from ray_stream.metadata.snapshots import Snapshots
+from ray_stream.metadata.journal import OPTIONS, MetadataJournal
 from ray_stream.testing.memory import MemoryStorage
 
 ROOT = "/data/directory"
@@ -36,14 +36,14 @@ REGISTER = RegisterBroker(
 )
 
 
-def open_journal(storage: MemoryStorage, boot_id: str) -> Journal:
+def open_journal(storage: MemoryStorage, boot_id: str) -> MetadataJournal:
     log = PartitionLog.open(storage, HERE, OPTIONS_SMALL, boot_id=boot_id, now_ms=NOW_MS)
-    journal = Journal(log, MetadataMachine(), Snapshots(storage, HERE), snapshot_records=12)
+    journal = MetadataJournal(log, MetadataMachine(), Snapshots(storage, HERE), snapshot_records=12)
     journal.replay()
     return journal
 
 
-def image_of(journal: Journal) -> Image:
+def image_of(journal: MetadataJournal) -> Image:
     """A copy."""
     image = Image()
     for record in journal.machine.snapshot():
@@ -56,7 +56,7 @@ class Life:
     """One controller's, on a disk that records every operation."""
 
     storage: MemoryStorage
-    journal: Journal
+    journal: MetadataJournal
     broker: BrokerRegistered
     images: dict[int, Image] = field(default_factory=dict)
     """What the machine was at each end of the log."""
@@ -99,7 +99,7 @@ class Life:
 def begin() -> Life:
     storage = MemoryStorage()
     storage.make_directory(ROOT)
-    Journal.create(storage, HERE, boot_id="b1", now_ms=NOW_MS)
+    MetadataJournal.create(storage, HERE, boot_id="b1", now_ms=NOW_MS)
     journal = open_journal(storage, "b1")
     life = Life(storage, journal, BrokerRegistered("", 0, 0, 0, [], []))
     life.openable_at = storage.disk.sequence

@@ -20,6 +20,8 @@ from ray_stream.errors import (
     StorageOfflineError,
     TopicAlreadyExistsError,
 )
+from ray_stream.journal.journal import Pending
+from ray_stream.journal.snapshots import Snapshots, decode_snapshot, encode_snapshot
 from ray_stream.log.partition_log import PartitionLog
 from ray_stream.metadata.commands import (
     BrokerRegistered,
@@ -32,9 +34,8 @@ from ray_stream.metadata.commands import (
     TopicCreated,
 )
 from ray_stream.metadata.controller import MetadataMachine
-from ray_stream.metadata.journal import OPTIONS, Journal, Pending
-from ray_stream.metadata.records import BrokerNamed, ControllerClaimed
-from ray_stream.metadata.snapshots import Snapshots, decode_snapshot, encode_snapshot
+from ray_stream.metadata.journal import OPTIONS, MetadataJournal
+from ray_stream.metadata.records import BrokerNamed, ControllerClaimed, encode_record
 from ray_stream.testing.memory import MemoryStorage
 from tests.unit.metadata.harness import CLUSTER_ID, FIRST, NOW_MS
 
@@ -42,7 +43,7 @@ HERE = f"/data/{FIRST}/metadata"
 REGISTER = RegisterBroker("n1", "h1", "i1", "a1", 2, [DirectoryReport(FIRST, 0, True, True, 0)])
 
 
-def sync(journal: Journal) -> None:
+def sync(journal: MetadataJournal) -> None:
     job = journal.sync_job()
     if job is not None:
         job.run()
@@ -61,7 +62,7 @@ class Written:
         self.snapshot_records = snapshot_records
         self.storage = MemoryStorage()
         self.storage.make_directory(f"/data/{FIRST}")
-        self.journal = Journal.create(self.storage, HERE, boot_id="b1", now_ms=NOW_MS)
+        self.journal = MetadataJournal.create(self.storage, HERE, boot_id="b1", now_ms=NOW_MS)
         self.reopen(self.storage)
         self.journal.format(CLUSTER_ID, FIRST, "h1", NOW_MS)
         self.claim()
@@ -90,7 +91,7 @@ class Written:
         self.storage = storage
         log = PartitionLog.open(storage, HERE, self.options, boot_id=boot_id, now_ms=NOW_MS)
         snapshots = Snapshots(storage, HERE)
-        self.journal = Journal(
+        self.journal = MetadataJournal(
             log, MetadataMachine(), snapshots, snapshot_records=self.snapshot_records
         )
         self.journal.replay()
@@ -120,10 +121,10 @@ def test_a_new_log_begins_with_its_cluster(written: Written) -> None:
 def test_a_creation_that_was_cut_short_can_be_done_again() -> None:
     storage = MemoryStorage()
     storage.make_directory(f"/data/{FIRST}")
-    first = Journal.create(storage, HERE, boot_id="b1", now_ms=NOW_MS)
+    first = MetadataJournal.create(storage, HERE, boot_id="b1", now_ms=NOW_MS)
     first.format(CLUSTER_ID, FIRST, "h1", NOW_MS)
     for crashed in storage.crash_states(random.Random(1)):
-        journal = Journal.open(crashed, HERE, boot_id="b2", now_ms=NOW_MS)
+        journal = MetadataJournal.open(crashed, HERE, boot_id="b2", now_ms=NOW_MS)
         if not journal.is_formatted:
             journal.format(CLUSTER_ID, FIRST, "h1", NOW_MS)
         journal.claim([], NOW_MS)
@@ -242,7 +243,7 @@ def test_a_flipped_bit_is_refused_and_nothing_is_guessed(written: Written) -> No
 
 def test_a_missing_log_is_not_an_empty_one(written: Written) -> None:
     with pytest.raises(StorageError, match="missing is not empty"):
-        Journal.open(written.storage, "/data/elsewhere", boot_id="b1", now_ms=NOW_MS)
+        MetadataJournal.open(written.storage, "/data/elsewhere", boot_id="b1", now_ms=NOW_MS)
 
 
 # --- snapshots -----------------------------------------------------------------------------------
@@ -287,7 +288,10 @@ def test_without_a_whole_snapshot_a_cut_log_is_refused(cut: Written) -> None:
 
 def test_a_log_that_ends_before_its_snapshot_is_refused(cut: Written) -> None:
     storage = cut.storage.killed()
-    taken = encode_snapshot(cut.journal.machine.snapshot(), cut.journal.written_end + 1)
+    taken = encode_snapshot(
+        [encode_record(one) for one in cut.journal.machine.snapshot()],
+        cut.journal.written_end + 1,
+    )
     Snapshots(storage, HERE).keep(taken)
     with pytest.raises(CorruptMetadataError, match="durable metadata is missing"):
         cut.reopen(storage)
@@ -329,7 +333,9 @@ def test_a_snapshot_that_cannot_be_kept_costs_nothing() -> None:
     assert not [name for name in written.storage.list_directory(HERE) if name.endswith(".tmp")]
 
 
-SNAPSHOT = encode_snapshot([ControllerClaimed(7), BrokerNamed(2)], 7).data
+SNAPSHOT = encode_snapshot(
+    [encode_record(ControllerClaimed(7)), encode_record(BrokerNamed(2))], 7
+).data
 
 
 def test_a_snapshot_is_written_with_the_bytes_that_were_decided() -> None:

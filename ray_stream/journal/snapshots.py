@@ -1,7 +1,8 @@
-"""Snapshots of the metadata: files that stand for the log in front of an offset.
+"""Snapshots of a machine: files that stand for the log in front of an offset.
 
 Owns: their bytes and names, writing one so that it is whole or not there, and keeping two.
-Refuses: what is in a fact (`records`), when one is due and what it lets go of (`journal`).
+Refuses: what is in a fact (its machine's `records`), when one is due and what it lets go of
+(`journal`).
 
 A snapshot is a header and a MessagePack array of records. It is written to a temporary file,
 synced, renamed, and the directory synced (STORAGE section 5), so a file under its own name is
@@ -11,7 +12,7 @@ kept, because the log behind the older one is kept as well: a damaged newest one
 
 import re
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import crc32c
@@ -19,7 +20,6 @@ import msgspec
 
 from ray_stream.errors import CorruptMetadataError, DataDirVersionError
 from ray_stream.log.storage import Storage, read_file, replace_file
-from ray_stream.metadata.records import Record, decode_record, encode_record
 
 KEPT = 2
 VERSION = 1
@@ -40,9 +40,8 @@ class Snapshot(NamedTuple):
     data: bytes
 
 
-def encode_snapshot(records: Iterable[Record], end_offset: int) -> Snapshot:
-    """The file's content."""
-    encoded = [encode_record(record) for record in records]
+def encode_snapshot(encoded: Sequence[bytes], end_offset: int) -> Snapshot:
+    """The file's content, of facts in their bytes."""
     payload = msgspec.msgpack.encode(encoded)
     header = _HEADER.pack(
         _MAGIC, VERSION, len(encoded), end_offset, len(payload), crc32c.crc32c(payload)
@@ -50,8 +49,8 @@ def encode_snapshot(records: Iterable[Record], end_offset: int) -> Snapshot:
     return Snapshot(end_offset, header + _CRC.pack(crc32c.crc32c(header)) + payload)
 
 
-def decode_snapshot(data: bytes, end_offset: int, path: str) -> Sequence[Record]:
-    """The facts in a file's content.
+def decode_snapshot(data: bytes, end_offset: int, path: str) -> Sequence[bytes]:
+    """The bytes of the facts in a file's content.
 
     Args:
         data: the whole file.
@@ -64,7 +63,7 @@ def decode_snapshot(data: bytes, end_offset: int, path: str) -> Sequence[Record]
     """
     header = data[: _HEADER.size]
     if len(data) < _HEADER_BYTES or not header.startswith(_MAGIC):
-        raise CorruptMetadataError(f"{path} is not a metadata snapshot")
+        raise CorruptMetadataError(f"{path} is not a snapshot")
     if _CRC.unpack_from(data, _HEADER.size)[0] != crc32c.crc32c(header):
         raise CorruptMetadataError(f"{path} is damaged: the checksum of its header does not match")
     _, version, count, end, length, checksum = _HEADER.unpack(header)
@@ -81,7 +80,7 @@ def decode_snapshot(data: bytes, end_offset: int, path: str) -> Sequence[Record]
         raise CorruptMetadataError(f"{path} cannot be read: {error}") from error
     if len(encoded) != count:
         raise CorruptMetadataError(f"{path} has {len(encoded)} records instead of {count}")
-    return [decode_record(record) for record in encoded]
+    return encoded
 
 
 class Snapshots:
@@ -97,8 +96,8 @@ class Snapshots:
         names = self._storage.list_directory(self._directory)
         return sorted(int(found[1]) for name in names if (found := _NAME.match(name)))
 
-    def load(self, end_offset: int) -> Sequence[Record]:
-        """Read one; raises as `decode_snapshot`, and `StorageError`."""
+    def load(self, end_offset: int) -> Sequence[bytes]:
+        """The bytes of the facts of one; raises as `decode_snapshot`, and `StorageError`."""
         path = self._path(end_offset)
         return decode_snapshot(read_file(self._storage, path), end_offset, path)
 

@@ -1,0 +1,1 @@
+"""A machine on one of our own logs: replay, append, snapshots."""
