@@ -41,6 +41,7 @@ from ray_stream.client.lookups import Lookups, check_partition, unknown_topic
 from ray_stream.client.membership import Membership, membership_of
 from ray_stream.client.ownership import Ownership
 from ray_stream.client.starts import Place, places, resolved, to_ms
+from ray_stream.client.times import first_not_older
 from ray_stream.clock import Clock
 from ray_stream.config import ConsumerConfig
 from ray_stream.errors import InvalidArgumentError
@@ -399,16 +400,17 @@ class Consumer:
     ) -> dict[TopicPartition, int | None]:
         """The first offset whose record is not older than a time; None where there is none.
 
+        Where damage may hide that record, it is the offset at which the damage begins.
+
         Args:
             times: a datetime, or milliseconds since the epoch, for each partition.
             timeout: seconds; None: `request_timeout_ms`.
         """
         with self._owned:
-            questions = {
-                partition_of(name): to_ms(moment, "time") for name, moment in times.items()
-            }
+            questions = {partition_of(name): to_ms(at, "time") for name, at in times.items()}
             deadline = self._api_deadline(timeout)
-            found = self._lookups.offsets(questions, deadline, self._config.isolation_level)
+            level = self._config.isolation_level
+            found = first_not_older(self._lookups, questions, deadline, isolation_level=level)
             return {name: offset if offset >= 0 else None for name, offset in found.items()}
 
     def lag(self, *, timeout: float | None = None) -> dict[TopicPartition, int]:

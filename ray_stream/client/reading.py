@@ -148,7 +148,7 @@ class _Reading:
         level = "read_committed"
         beginnings = lookups.offsets(dict.fromkeys(names, EARLIEST), deadline, level)
         present = lookups.offsets(dict.fromkeys(names, LATEST), deadline, level)
-        ends = resolved(last, lookups, deadline, isolation_level=level)
+        ends = resolved(last, lookups, deadline, isolation_level=level, as_ends=True)
         starts = resolved(first, lookups, deadline, isolation_level=level)
         for name in names:
             for place, typed in ((starts[name], first[name]), (ends[name], last[name])):

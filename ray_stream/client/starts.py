@@ -2,20 +2,23 @@
 
 Owns: `"earliest" | "latest" | int | datetime | {partition: …}`. Refuses: positions.
 
-A time means the first record that is not older; where there is none, the end. As in Python, a
-`datetime` without a time zone is local time.
+A time means the first record that is not older (`times`); where there is none, the end. As in
+Python, a `datetime` without a time zone is local time.
 """
 
 from collections.abc import Iterable, Mapping
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 from ray_stream.client.calls import Deadline
 from ray_stream.client.lookups import Lookups
+from ray_stream.client.times import first_not_older
 from ray_stream.errors import InvalidArgumentError
 from ray_stream.rpc.messages import EARLIEST, LATEST
 from ray_stream.types import StartPosition, TopicPartition
 
 _NAMED = {"earliest": EARLIEST, "latest": LATEST}
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
 _VALID = '"earliest", "latest", an offset, a datetime, or a dict of these by partition'
 
 Place = int | datetime
@@ -67,11 +70,13 @@ def _place(where: object, what: str) -> Place:
 def to_ms(moment: object, what: str) -> int:
     """Milliseconds since the epoch, not below 0; an int is that already.
 
+    Rounded up: records have whole milliseconds, and none before the moment itself is meant.
+
     Raises:
         InvalidArgumentError: neither, or negative.
     """
     if isinstance(moment, datetime):
-        return max(0, int(moment.timestamp() * 1000))
+        return max(0, -((_EPOCH - moment.astimezone(UTC)) // _MILLISECOND))
     if isinstance(moment, bool) or not isinstance(moment, int) or moment < 0:
         raise InvalidArgumentError(
             f"{what}={moment!r}: a datetime or milliseconds since the epoch are valid"
@@ -86,6 +91,7 @@ def resolved(
     *,
     isolation_level: str,
     keep: frozenset[int] = frozenset(),
+    as_ends: bool = False,
 ) -> dict[TopicPartition, int]:
     """Offsets for places.
 
@@ -95,6 +101,7 @@ def resolved(
         deadline: when to give up.
         isolation_level: decides what "latest" is.
         keep: `EARLIEST`, `LATEST` or both: left as they are, for the machine to look up.
+        as_ends: the offsets are where a read ends; matters to times that point into damage.
 
     Raises:
         TimeoutExpiredError: a leader did not answer by the deadline.
@@ -112,6 +119,8 @@ def resolved(
             ask[partition] = place
     # The ends first: a record that comes between the two questions is found by the second.
     offsets |= lookups.offsets(ask, deadline, isolation_level) if ask else {}
-    found = lookups.offsets(times, deadline, isolation_level) if times else {}
+    found = first_not_older(
+        lookups, times, deadline, isolation_level=isolation_level, as_end=as_ends
+    )
     offsets |= {partition: offset for partition, offset in found.items() if offset >= 0}
     return {partition: offsets[partition] for partition in wanted}

@@ -138,7 +138,7 @@ class FetchResponse(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class ListOffsetsPartition(msgspec.Struct, frozen=True, array_like=True):
-    """One question: `EARLIEST`, `LATEST` (the readable end), or a time: its first record."""
+    """One question: `EARLIEST`, `LATEST` (the readable end), or a time: the first batch for it."""
 
     topic_id: str
     partition: int

@@ -22,6 +22,7 @@ from ray_stream.errors import (
     TopicAlreadyExistsError,
     UnknownTopicOrPartitionError,
 )
+from ray_stream.log.segment import time_of
 from ray_stream.metadata.commands import (
     AlterTopic,
     CreateTopic,
@@ -156,6 +157,13 @@ class Partition:
                 self._visible += zip(offsets, values, strict=True)
         self._decoded = len(self.batches)
         return self._visible
+
+    def find(self, timestamp: int) -> int:
+        """The first batch that holds such a record or a later one, by its header; -1: none."""
+        for header in map(_header, self.batches):
+            if time_of(header) >= timestamp and header.next_offset > self.log_start:
+                return max(header.base_offset, self.log_start)
+        return -1
 
     def read(self, offset: int, bytes_max: int) -> list[bytes]:
         if not self.log_start <= offset <= self.end:
@@ -385,10 +393,6 @@ class FakeCluster:
                 continue
             offset = {EARLIEST: found.log_start, LATEST: found.end}.get(asked.timestamp)
             if offset is None:
-                headers = [_header(raw) for raw in found.batches]
-                offset = next(
-                    (one.base_offset for one in headers if one.max_timestamp >= asked.timestamp),
-                    -1,
-                )
+                offset = found.find(asked.timestamp)
             results.append(ListOffsetsResult(asked.topic_id, asked.partition, offset=offset))
         reply(ListOffsetsResponse(results))
