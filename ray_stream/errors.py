@@ -5,7 +5,7 @@ Owns: names, Kafka's numbers, whether a retry may help. Refuses: deciding when t
 * RayStreamError
   - UnknownOptionError, InvalidConfigError, ConfigNotEnforcedError
   - ClosedError, ConcurrentAccessError, ForkedProcessError, TimeoutExpiredError
-  - ClusterNotFoundError, ClusterConfigMismatchError, ActorStartError
+  - ClusterNotFoundError, ClusterConfigMismatchError, ActorStartError, RayStartError
   - DataDir…Error, StorageOfflineError
   - Unknown…, Invalid…, …AlreadyExistsError: what was asked for is wrong
   - RecordTooLargeError, SchemaError, SerializationError, DeserializationError
@@ -156,6 +156,10 @@ class ClusterConfigMismatchError(RayStreamError):
 
 class ActorStartError(RayStreamError):
     """An actor of the cluster could not be started; the message has Ray's reason."""
+
+
+class RayStartError(RayStreamError):
+    """A local Ray could not be started; the message says why, and what to do."""
 
 
 class InconsistentClusterIdError(RayStreamError):

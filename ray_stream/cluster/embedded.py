@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,14 +26,24 @@ from ray._private.authentication.authentication_token_setup import (
 from ray.exceptions import AuthenticationError
 
 from ray_stream.actors.spawning import NAMESPACE, ray_address
-from ray_stream.errors import ClusterNotFoundError, InvalidArgumentError
+from ray_stream.errors import ClusterNotFoundError, InvalidArgumentError, RayStartError
 
 ADDRESS_VARIABLE = "RAY_ADDRESS"
+_TEMPORARY = ("RAY_TMPDIR", "TMPDIR")
+"""Where a local Ray puts its files: the first that is set; else /tmp."""
 FILE = "cluster.json"
 PROBE_S = 1.0
 JOINING = threading.RLock()
 """Held while this process looks for its Ray: two threads must not both connect."""
 CLIENT_SCHEME = "ray://"
+
+_RAY_ERRORS = (ConnectionError, RuntimeError, ValueError, OSError)
+"""What `ray.init` raises when a Ray does not answer, or does not start."""
+
+_SOCKET = "ray/session_2000-01-01_00-00-00_000000_{pid}/sockets/plasma_store"
+"""The longest name that Ray gives a Unix socket below its temporary directory."""
+_SOCKET_BYTES_MAX = 103 if sys.platform == "darwin" else 107
+"""What `sockaddr_un.sun_path` holds, without its final zero."""
 
 _NOISE = {
     "ray._private.authentication.authentication_token_setup": "Token authentication is enabled",
@@ -93,15 +104,46 @@ def join(address: str) -> None:
 
 
 def start_local_ray() -> ConnectedRay:
-    """Start a local Ray for this process."""
+    """Start a local Ray for this process.
+
+    Raises:
+        RayStartError: it cannot be started; the message says why.
+    """
+    check_temporary_directory()
     # Ray starts workers at niceness 15: beside busy drivers an actor then gets 2 % of its speed.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    if threading.current_thread() is threading.main_thread():
-        _init(address="local", include_dashboard=False)
-    else:
-        _on_a_lasting_thread()
+    try:
+        if threading.current_thread() is threading.main_thread():
+            _init(address="local", include_dashboard=False)
+        else:
+            _on_a_lasting_thread()
+    except _RAY_ERRORS as error:
+        raise RayStartError(f"no local Ray could be started: {_first_line(error)}") from error
     _LocalRay.address = ray_address()
     return ConnectedRay(_LocalRay.address, started_here=True)
+
+
+def check_temporary_directory() -> None:
+    """Refuse a temporary directory below which Ray cannot make its sockets.
+
+    Ray finds out when it has made directories there, and tells neither whose setting it was nor
+    how much too long it is.
+
+    Raises:
+        RayStartError: its path is too long.
+    """
+    variable = next((one for one in _TEMPORARY if one in os.environ), None)
+    if variable is None:
+        return
+    directory = os.environ[variable]
+    below = len(_SOCKET.format(pid=os.getpid())) + 1
+    taken = len(os.fsencode(directory)) + below
+    if taken > _SOCKET_BYTES_MAX:
+        raise RayStartError(
+            f"{variable}={directory!r} is too long: Ray's Unix sockets below it would have paths "
+            f"of {taken} bytes, and {_SOCKET_BYTES_MAX} are possible; name one of at most "
+            f"{_SOCKET_BYTES_MAX - below} bytes, such as RAY_TMPDIR=/tmp"
+        )
 
 
 def announce(root: Path) -> None:
@@ -182,9 +224,12 @@ def _connect(address: str) -> None:
             # found by itself, which we never let it do.
             maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
         _init(address=address)
-    except (AuthenticationError, ConnectionError, RuntimeError, ValueError, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ClusterNotFoundError(_unreachable(address, reason)) from error
+    except (AuthenticationError, *_RAY_ERRORS) as error:
+        raise ClusterNotFoundError(_unreachable(address, _first_line(error))) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _unreachable(address: str, reason: str) -> str:
