@@ -75,6 +75,8 @@ class Scheduler:
         self._held: list[_Entry] = []
         self._numbered = 0
         self.now_ms = 0
+        self.acted: Process | None = None
+        """Whose event the last one was; None: nobody's."""
 
     def after(self, delay_ms: int, call: Callable[[], None], owner: Process | None = None) -> Event:
         """Have `call` made in `delay_ms`.
@@ -101,6 +103,7 @@ class Scheduler:
                 self._held.append(entry)
                 continue
             self.now_ms = max(self.now_ms, event.at_ms)
+            self.acted = event.owner
             event.call()
             return True
         return False

@@ -56,6 +56,16 @@ def test_cancelled_events_and_those_of_the_dead_do_not_happen() -> None:
     assert seen == []
 
 
+def test_it_is_told_whose_event_the_last_one_was() -> None:
+    scheduler = Scheduler(random.Random(0))
+    process = Process("p", "n")
+    seen: list[Process | None] = []
+    scheduler.after(1, nothing, process)
+    scheduler.after(2, nothing)
+    scheduler.run_until(10, lambda: seen.append(scheduler.acted))
+    assert seen == [process, None]
+
+
 def test_a_paused_process_lives_through_everything_later() -> None:
     scheduler = Scheduler(random.Random(0))
     process, other = Process("p", "n"), Process("q", "n")
