@@ -21,21 +21,21 @@ Positional arguments are an error's whole state, so that a copy that crossed pro
 the original. Where Kafka has the error, `code` is Kafka's number.
 """
 
-from typing import ClassVar
-
-
-class RayStreamError(Exception):
-    """Base class of every error of ours."""
-
-    code: ClassVar[int] = -1
-    retriable: ClassVar[bool] = False
-
-
-class RetriableError(RayStreamError):
-    """The same request may succeed later."""
-
-    retriable = True
-
+from ray_stream.error_roots import RayStreamError as RayStreamError
+from ray_stream.error_roots import RetriableError as RetriableError
+from ray_stream.group_errors import FencedInstanceIdError as FencedInstanceIdError
+from ray_stream.group_errors import FencedMemberEpochError as FencedMemberEpochError
+from ray_stream.group_errors import GroupIdNotFoundError as GroupIdNotFoundError
+from ray_stream.group_errors import GroupMaxSizeReachedError as GroupMaxSizeReachedError
+from ray_stream.group_errors import InvalidGroupIdError as InvalidGroupIdError
+from ray_stream.group_errors import InvalidRegularExpressionError as InvalidRegularExpressionError
+from ray_stream.group_errors import InvalidSessionTimeoutError as InvalidSessionTimeoutError
+from ray_stream.group_errors import NonEmptyGroupError as NonEmptyGroupError
+from ray_stream.group_errors import OffsetMetadataTooLargeError as OffsetMetadataTooLargeError
+from ray_stream.group_errors import RebalanceInProgressError as RebalanceInProgressError
+from ray_stream.group_errors import StaleMemberEpochError as StaleMemberEpochError
+from ray_stream.group_errors import UnknownMemberIdError as UnknownMemberIdError
+from ray_stream.group_errors import UnsupportedAssignorError as UnsupportedAssignorError
 
 # --- what the caller typed ---------------------------------------------------------------------
 
@@ -458,84 +458,6 @@ class GroupNotSupportedError(RayStreamError):
     """Consumer groups are not served by this version."""
 
     code = 15
-
-
-class RebalanceInProgressError(RetriableError):
-    """The group is moving partitions."""
-
-    code = 27
-
-
-class InvalidGroupIdError(RayStreamError, ValueError):
-    """A group id, member id or instance id that cannot be used."""
-
-    code = 24
-
-
-class InvalidSessionTimeoutError(RayStreamError, ValueError):
-    """A session or rebalance timeout outside of what the coordinator allows."""
-
-    code = 26
-
-
-class GroupIdNotFoundError(RayStreamError):
-    """No such consumer group."""
-
-    code = 69
-
-
-class NonEmptyGroupError(RayStreamError):
-    """The group has members, and what was asked for needs it to be empty."""
-
-    code = 68
-
-
-class GroupMaxSizeReachedError(RayStreamError):
-    """The group has as many members as it may have."""
-
-    code = 81
-
-
-class UnknownMemberIdError(RayStreamError):
-    """The group has no such member: it left, or was fenced; join again with epoch 0."""
-
-    code = 25
-
-
-class FencedMemberEpochError(RayStreamError):
-    """The member's epoch is not one that it was given: drop all partitions, join again."""
-
-    code = 110
-
-
-class FencedInstanceIdError(RayStreamError):
-    """A newer process took over this `group_instance_id`; this one has to stop."""
-
-    code = 82
-
-
-class StaleMemberEpochError(RayStreamError):
-    """A commit of a member epoch in which the member did not own the partition."""
-
-    code = 113
-
-
-class UnsupportedAssignorError(RayStreamError, ValueError):
-    """An assignor that the coordinator does not have."""
-
-    code = 112
-
-
-class InvalidRegularExpressionError(RayStreamError, ValueError):
-    """A subscription pattern that is malformed, too long, or uses what is not supported."""
-
-    code = 128
-
-
-class OffsetMetadataTooLargeError(RayStreamError, ValueError):
-    """The metadata of a committed offset is above its limit."""
-
-    code = 12
 
 
 class InvariantViolationError(RayStreamError):
