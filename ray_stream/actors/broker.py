@@ -49,6 +49,7 @@ from ray_stream.metadata.commands import (
     RegisterBroker,
     ReportServed,
 )
+from ray_stream.metadata.placement import COORDINATOR_SLOT
 from ray_stream.rpc.hosting import (
     AlterPartitions,
     DescribeHost,
@@ -328,7 +329,8 @@ class BrokerActor:
             os._exit(70)
 
     async def _start_host(self, effect: hosting.StartHost) -> None:
-        if await self._hosts.start(effect.host):
+        coordinates = effect.slot == COORDINATOR_SLOT
+        if await self._hosts.start(effect.host, coordinates=coordinates):
             self._dispatch(hosting.HostUp(effect.slot, effect.host))
         else:
             self._dispatch(hosting.HostDown(effect.host))

@@ -19,6 +19,7 @@ import ray
 from ray.exceptions import RayError
 
 from ray_stream.actors import spawning
+from ray_stream.actors.coordinator import GroupCoordinatorActorClass
 from ray_stream.actors.heartbeat import until_dead
 from ray_stream.actors.partition import PartitionActorClass
 from ray_stream.actors.peers import ask, within
@@ -55,15 +56,16 @@ class NodeHosts:
         self._pids: dict[str, int] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
-    async def start(self, host: str) -> bool:
-        """Start one; False when it could not be."""
+    async def start(self, host: str, *, coordinates: bool) -> bool:
+        """Start one, of groups or of records; False when it could not be."""
+        actor_class = GroupCoordinatorActorClass if coordinates else PartitionActorClass
         settings = HostSettings(
             cluster=self._cluster, host=host, node_id=self._node_id, config=self._config
         )
         options = spawning.options(host, self._node_id)
         try:
             actor: Any = await asyncio.to_thread(
-                PartitionActorClass.options(**options).remote, packed(settings)
+                actor_class.options(**options).remote, packed(settings)
             )
         except RayError as error:
             LOG.warning("partition actor %s could not be made: %s", host, error)

@@ -5,15 +5,16 @@ Owns: the thread and the wiring. Refuses: everything else (`PartitionHost`, `Par
 
 import asyncio
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 import ray
 
 from ray_stream.actors.boot import boot_id
-from ray_stream.actors.door import Door
+from ray_stream.actors.door import Door, Handler
 from ray_stream.actors.holders import end_orphan, in_use, this_process
-from ray_stream.actors.loop import HostLoop
+from ray_stream.actors.loop import HostLoop, Turning
 from ray_stream.actors.partition_control import PartitionControl
 from ray_stream.actors.partition_host import PartitionHost
 from ray_stream.actors.settings import HostSettings
@@ -79,24 +80,38 @@ class PartitionActor:
             locking=self._lock,
             spread=self._loop.spread,
         )
-        self._door = Door(
-            self._loop,
-            {
-                ProduceRequest: self._host.produce,
-                FetchRequest: self._host.fetch,
-                ListOffsetsRequest: self._host.list_offsets,
-                PreparePartitions: self._prepare,
-                LeadPartitions: self._control.lead,
-                AlterPartitions: self._control.alter,
-                ReleasePartitions: self._control.release,
-                DescribeHost: self._describe,
-            },
-        )
+        self._door = Door(self._loop, self._handlers())
+
+    def _handlers(self) -> Mapping[type[msgspec.Struct], Handler]:
+        """What is answered here, and by what."""
+        return {
+            ProduceRequest: self._host.produce,
+            FetchRequest: self._host.fetch,
+            ListOffsetsRequest: self._host.list_offsets,
+            **self._orders(),
+        }
+
+    def _orders(self) -> Mapping[type[msgspec.Struct], Handler]:
+        """What the broker says."""
+        return {
+            PreparePartitions: self._prepare,
+            LeadPartitions: self._control.lead,
+            AlterPartitions: self._control.alter,
+            ReleasePartitions: self._control.release,
+            DescribeHost: self._describe,
+        }
+
+    def _start_loop(self) -> None:
+        self._loop.start(self._turning(PartitionShell(self._host, self._control)))
+
+    def _turning(self, shell: PartitionShell) -> Turning:
+        """What the loop drives."""
+        return shell
 
     @ray.method
     async def start(self) -> int:
         """Start the loop thread; return the process id, for whoever may have to end it."""
-        self._loop.start(PartitionShell(self._host, self._control))
+        self._start_loop()
         return os.getpid()
 
     @ray.method

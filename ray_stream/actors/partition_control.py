@@ -112,7 +112,8 @@ class PartitionControl:
         try:
             log = self._open_log(spec, root)
             if not log.offline:
-                return Hosted(spec, log, lock)
+                path = directory.partition_path(root, spec.topic_id, spec.partition)
+                return Hosted(spec, log, lock, path)
             reason = (
                 f"{StorageOfflineError.__name__}: {log.offline}; stop the cluster, then "
                 "`ray-stream repair` reads the partition anew from the disk"

@@ -102,6 +102,8 @@ class Hosted:
     spec: AssignedPartition
     log: PartitionLog
     lock: Lock
+    directory: str = ""
+    """Where the log's files are."""
     leading: bool = False
     staged: list[tuple[Buffer, _PendingProduce, int]] = field(default_factory=list)
     waiting: list[_Waiting] = field(default_factory=list)

@@ -17,6 +17,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray_stream.errors import LeaderNotAvailableError, RayNotRunningError
 
 NAMESPACE = "ray_stream"
+MEMBER_PREFIX = "actor:"
+"""What the client id of a group member begins with that is an actor; its name follows."""
 CALLS_MAX = 10_000
 """Calls parked at one actor: every waiting fetch holds one."""
 

@@ -21,6 +21,22 @@ from ray_stream.errors import (
     OutcomeUnknownError,
     RayStreamError,
 )
+from ray_stream.groups.commands import (
+    ConsumerGroupHeartbeat,
+    DeleteGroup,
+    DeleteOffsets,
+    DescribeGroup,
+    GroupDescription,
+    GroupsListed,
+    HeartbeatAnswer,
+    ListGroups,
+    OffsetCommit,
+    OffsetFetch,
+    OffsetsCommittedAnswer,
+    OffsetsFetched,
+    ResetOffsets,
+)
+from ray_stream.groups.commands import Done as GroupDone
 from ray_stream.log.storage import Buffer
 from ray_stream.metadata.commands import (
     AlterTopic,
@@ -44,7 +60,7 @@ from ray_stream.rpc.messages import (
     ProduceRequest,
     ProduceResponse,
 )
-from ray_stream.rpc.services import PartitionService, Reply
+from ray_stream.rpc.services import GroupService, PartitionService, Reply
 
 INLINE_BYTES = 32 * 1024
 """Larger buffers go to Ray out of band, so that it does not copy them into a pickle."""
@@ -100,13 +116,29 @@ def unknown(request: msgspec.Struct, error: RayError) -> OutcomeUnknownError:
     )
 
 
-class RemotePartition:
-    """`PartitionService` over a partition actor."""
+class _Named:
+    """An actor that is found by its name when it is needed first."""
 
     def __init__(self, name: str) -> None:
         """Args: name: the actor's full name."""
         self._name = name
         self._actor: ActorHandle[Any] | None = None
+
+    def _send(self, request: msgspec.Struct, reply: Reply[Any]) -> None:
+        try:
+            if self._actor is None:
+                self._actor = spawning.find(self._name)
+        except RayStreamError as error:
+            reply(error)
+            return
+        if self._actor is None:
+            reply(spawning.not_served(self._name))
+            return
+        call(self._actor, request, reply)
+
+
+class RemotePartition(_Named):
+    """`PartitionService` over a partition actor."""
 
     def produce(self, request: ProduceRequest, reply: Reply[ProduceResponse]) -> None:
         """Append batches."""
@@ -120,17 +152,41 @@ class RemotePartition:
         """Look up offsets."""
         self._send(request, reply)
 
-    def _send(self, request: msgspec.Struct, reply: Reply[Any]) -> None:
-        try:
-            if self._actor is None:
-                self._actor = spawning.find(self._name)
-        except RayStreamError as error:
-            reply(error)
-            return
-        if self._actor is None:
-            reply(spawning.not_served(self._name))
-            return
-        call(self._actor, request, reply)
+
+class RemoteGroupCoordinator(_Named):
+    """`GroupService` over a coordinator actor."""
+
+    def heartbeat(self, request: ConsumerGroupHeartbeat, reply: Reply[HeartbeatAnswer]) -> None:
+        """A member joins, lives on, confirms, or leaves."""
+        self._send(request, reply)
+
+    def commit_offsets(self, request: OffsetCommit, reply: Reply[OffsetsCommittedAnswer]) -> None:
+        """Store positions."""
+        self._send(request, reply)
+
+    def fetch_offsets(self, request: OffsetFetch, reply: Reply[OffsetsFetched]) -> None:
+        """Read stored positions."""
+        self._send(request, reply)
+
+    def describe_group(self, request: DescribeGroup, reply: Reply[GroupDescription]) -> None:
+        """Everything about one group."""
+        self._send(request, reply)
+
+    def list_groups(self, request: ListGroups, reply: Reply[GroupsListed]) -> None:
+        """The groups of this coordinator."""
+        self._send(request, reply)
+
+    def delete_group(self, request: DeleteGroup, reply: Reply[GroupDone]) -> None:
+        """Forget a group."""
+        self._send(request, reply)
+
+    def reset_offsets(self, request: ResetOffsets, reply: Reply[GroupDone]) -> None:
+        """Store positions of a group without members."""
+        self._send(request, reply)
+
+    def delete_offsets(self, request: DeleteOffsets, reply: Reply[GroupDone]) -> None:
+        """Forget positions of a group without members."""
+        self._send(request, reply)
 
 
 class RemoteController:
@@ -210,10 +266,18 @@ class RayServices:
         """Args: revive: see `RemoteController`."""
         self.controller = RemoteController(cluster, revive)
         self._hosts: dict[str, RemotePartition] = {}
+        self._coordinators: dict[str, RemoteGroupCoordinator] = {}
 
     def partitions(self, host: str) -> PartitionService:
         """The partition actor of that full name."""
         stub = self._hosts.get(host)
         if stub is None:
             stub = self._hosts[host] = RemotePartition(host)
+        return stub
+
+    def coordinator(self, host: str) -> GroupService:
+        """The coordinator actor of that full name."""
+        stub = self._coordinators.get(host)
+        if stub is None:
+            stub = self._coordinators[host] = RemoteGroupCoordinator(host)
         return stub

@@ -14,6 +14,22 @@ from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from ray_stream.errors import RayStreamError
+from ray_stream.groups.commands import (
+    ConsumerGroupHeartbeat,
+    DeleteGroup,
+    DeleteOffsets,
+    DescribeGroup,
+    GroupDescription,
+    GroupsListed,
+    HeartbeatAnswer,
+    ListGroups,
+    OffsetCommit,
+    OffsetFetch,
+    OffsetsCommittedAnswer,
+    OffsetsFetched,
+    ResetOffsets,
+)
+from ray_stream.groups.commands import Done as GroupDone
 from ray_stream.metadata.commands import (
     AlterTopic,
     CreateTopic,
@@ -79,8 +95,48 @@ class ControllerService(Protocol):
         ...
 
 
+class GroupService(Protocol):
+    """A coordinator actor: the leader of some partitions of the groups' internal topic.
+
+    Which partition a group belongs to says `groups.routing`; any other coordinator replies
+    `NotCoordinatorError`.
+    """
+
+    def heartbeat(self, request: ConsumerGroupHeartbeat, reply: Reply[HeartbeatAnswer]) -> None:
+        """A member joins, lives on, confirms, or leaves."""
+        ...
+
+    def commit_offsets(self, request: OffsetCommit, reply: Reply[OffsetsCommittedAnswer]) -> None:
+        """Store positions; replies when they are durable."""
+        ...
+
+    def fetch_offsets(self, request: OffsetFetch, reply: Reply[OffsetsFetched]) -> None:
+        """Read stored positions."""
+        ...
+
+    def describe_group(self, request: DescribeGroup, reply: Reply[GroupDescription]) -> None:
+        """Everything about one group."""
+        ...
+
+    def list_groups(self, request: ListGroups, reply: Reply[GroupsListed]) -> None:
+        """The groups of all partitions that this coordinator leads."""
+        ...
+
+    def delete_group(self, request: DeleteGroup, reply: Reply[GroupDone]) -> None:
+        """Forget a group without members."""
+        ...
+
+    def reset_offsets(self, request: ResetOffsets, reply: Reply[GroupDone]) -> None:
+        """Store positions of a group without members."""
+        ...
+
+    def delete_offsets(self, request: DeleteOffsets, reply: Reply[GroupDone]) -> None:
+        """Forget positions of a group without members."""
+        ...
+
+
 class Services(Protocol):
-    """What a client is handed: how to reach the controller and a partition actor by its name."""
+    """What a client is handed: how to reach the controller, and other actors by their names."""
 
     @property
     def controller(self) -> ControllerService:
@@ -89,4 +145,12 @@ class Services(Protocol):
 
     def partitions(self, host: str) -> PartitionService:
         """The partition actor of that name; unknown or dead ones reply with an error."""
+        ...
+
+
+class GroupServices(Services, Protocol):
+    """What a client with groups is handed."""
+
+    def coordinator(self, host: str) -> GroupService:
+        """The coordinator actor of that name; unknown or dead ones reply with an error."""
         ...

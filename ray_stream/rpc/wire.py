@@ -10,6 +10,7 @@ from typing import Any, get_args
 import msgspec
 
 from ray_stream.errors import InvalidArgumentError, RayStreamError
+from ray_stream.groups import commands as groups
 from ray_stream.log.storage import Buffer
 from ray_stream.metadata import commands
 from ray_stream.rpc import hosting, messages
@@ -52,6 +53,20 @@ Message = (
     | hosting.PartitionsReleased
     | hosting.DescribeHost
     | hosting.HostDescribed
+    | groups.ConsumerGroupHeartbeat
+    | groups.HeartbeatAnswer
+    | groups.OffsetCommit
+    | groups.OffsetsCommittedAnswer
+    | groups.OffsetFetch
+    | groups.OffsetsFetched
+    | groups.DescribeGroup
+    | groups.GroupDescription
+    | groups.ListGroups
+    | groups.GroupsListed
+    | groups.DeleteGroup
+    | groups.ResetOffsets
+    | groups.DeleteOffsets
+    | groups.Done
 )
 """Everything that crosses a process boundary."""
 
