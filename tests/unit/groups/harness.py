@@ -131,6 +131,9 @@ class Consumer:
     to_release: dict[PartitionKey, None] = field(default_factory=dict)
     earliest: dict[PartitionKey, bool] = field(default_factory=dict)
     answer: HeartbeatAnswer | None = None
+    sent: Subscription | None = None
+    heard: Subscription | None = None
+    """The subscription that the coordinator answered; until then it is said again."""
 
     @property
     def subscription(self) -> Subscription:
@@ -146,7 +149,9 @@ class Consumer:
     def heartbeat(self, *, full: bool = False) -> ConsumerGroupHeartbeat:
         """What it would send now."""
         self.sequence += 1
-        joins = self.epoch == JOIN_EPOCH
+        says = full or self.epoch == JOIN_EPOCH or self.heard != self.subscription
+        if says:
+            self.sent = self.subscription
         return ConsumerGroupHeartbeat(
             self.group_id,
             self.member_id,
@@ -154,12 +159,12 @@ class Consumer:
             self.sequence,
             self.revision,
             self.instance_id,
-            self.subscription if joins or full else None,
+            self.subscription if says else None,
             grouped(self.owns),
         )
 
     def receive(self, answer: HeartbeatAnswer) -> None:
-        self.answer = answer
+        self.answer, self.heard = answer, self.sent
         self.epoch = answer.member_epoch
         if answer.assignment is None:
             return
