@@ -5,11 +5,12 @@ the order of a start (`ray_stream.start`).
 """
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -17,6 +18,7 @@ import ray_stream
 from ray_stream.cli.application import FAILED
 from ray_stream.cli.options import Target, cluster_options, config_option, json_option
 from ray_stream.cli.output import note, print_json, print_table, waiting
+from ray_stream.errors import RayNotRunningError
 
 if TYPE_CHECKING:
     from ray_stream.cluster.handle import Cluster
@@ -51,14 +53,21 @@ def start(
         started = ray_stream.start(
             name=name, address=address, data_dir=data_dir, nodes=nodes, config=config or None
         )
-    with started as cluster:
-        if not cluster.embedded:
-            click.echo(_running(cluster))
-            return
-        with _ending_on_signals() as ended:
-            click.echo(f"{_running(cluster)}; Ctrl-C stops it, and data stays")
-            _wait(cluster, ended)
-        note("stopping")
+    ending = _Ending()
+    try:
+        with started as cluster:
+            if not cluster.embedded:
+                click.echo(_running(cluster))
+                return
+            with _ending_on_signals(ending):
+                click.echo(f"{_running(cluster)}; Ctrl-C stops it, and data stays")
+                _wait(cluster, ending)
+            note("stopping")
+    except RayNotRunningError as gone:
+        if ending.number is None:
+            raise
+        note(str(gone))
+        _end_by(ending.number)
 
 
 def _labels(pairs: tuple[str, ...]) -> dict[str, str] | None:
@@ -75,29 +84,49 @@ def _running(cluster: "Cluster") -> str:
     return f"cluster {cluster.name!r} runs on the Ray at {cluster.address}"
 
 
+class _Ending:
+    """Whether a signal ends the foreground cluster, and which."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+        self.number: int | None = None
+
+
 @contextmanager
-def _ending_on_signals() -> Iterator[threading.Event]:
+def _ending_on_signals(ending: _Ending) -> Iterator[None]:
     """Ctrl-C and SIGTERM end a foreground cluster in order; a second one interrupts that."""
-    ended = threading.Event()
     before: dict[int, Any] = {}
 
     def end(number: int, _: object) -> None:
-        ended.set()
+        ending.number = number
+        ending.begun.set()
         signal.signal(number, before[number])
 
     for number in (signal.SIGINT, signal.SIGTERM):
         before[number] = signal.signal(number, end)
     try:
-        yield ended
+        yield
     finally:
         for caught, handler in before.items():
             signal.signal(caught, handler)
 
 
-def _wait(cluster: "Cluster", ended: threading.Event) -> None:
+def _end_by(number: int) -> NoReturn:
+    """End as the signal ends a process: its sender sees that, and Ray's exit hooks wait for none.
+
+    They would wait for a Ray that is gone.
+    """
+    sys.stdout.flush()
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)
+    raise AssertionError(f"signal {number} ends a process")
+
+
+def _wait(cluster: "Cluster", ending: _Ending) -> None:
+    embedded = import_module("ray_stream.cluster.embedded")
     inspection = import_module("ray_stream.cluster.inspection")
-    while not ended.wait(LOOK_S):
-        if inspection.is_stopped(cluster.name):
+    while not ending.begun.wait(LOOK_S):
+        if embedded.unless_it_ends(lambda: inspection.is_stopped(cluster.name)):
             note(f"cluster {cluster.name!r} was stopped")
             return
 

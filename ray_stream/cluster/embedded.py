@@ -5,6 +5,10 @@ a bare `ray.init()` or `"auto"`: they join or start whatever is about.
 
 A local Ray's processes end with the thread that started them, so when `start` is called on a thread
 other than the main one they are started on a thread that lives as long as the process.
+
+They may also end by themselves: a SIGTERM to the process group reaches them as well as us. Whoever
+then asks Ray anything waits for a minute, out of reach of signals, and is ended by Ray. So what may
+run into that is asked on another thread, and given up when the Ray is gone.
 """
 
 import contextlib
@@ -14,19 +18,28 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
+from ray._private import ray_constants
+from ray._private import worker as ray_worker
 from ray._private.authentication.authentication_token_setup import (
     maybe_enable_token_auth_if_token_available,
 )
 from ray.exceptions import AuthenticationError
 
 from ray_stream.actors.spawning import NAMESPACE, ray_address
-from ray_stream.errors import ClusterNotFoundError, InvalidArgumentError, RayStartError
+from ray_stream.errors import (
+    ClusterNotFoundError,
+    InvalidArgumentError,
+    RayNotRunningError,
+    RayStartError,
+)
+
+ResultT = TypeVar("ResultT")
 
 ADDRESS_VARIABLE = "RAY_ADDRESS"
 _TEMPORARY = ("RAY_TMPDIR", "TMPDIR")
@@ -44,6 +57,10 @@ _SOCKET = "ray/session_2000-01-01_00-00-00_000000_{pid}/sockets/plasma_store"
 """The longest name that Ray gives a Unix socket below its temporary directory."""
 _SOCKET_BYTES_MAX = 103 if sys.platform == "darwin" else 107
 """What `sockaddr_un.sun_path` holds, without its final zero."""
+
+_VITAL = (ray_constants.PROCESS_TYPE_GCS_SERVER, ray_constants.PROCESS_TYPE_RAYLET)
+_LOOK_S = 0.1
+"""How often a call to the local Ray looks whether that is still there."""
 
 _NOISE = {
     "ray._private.authentication.authentication_token_setup": "Token authentication is enabled",
@@ -163,6 +180,9 @@ def stop_local_ray(root: Path) -> None:
     if said is not None and said[1:] == (os.getpid(), _process_start()):
         (root / FILE).unlink(missing_ok=True)
     if is_here(_LocalRay.address):
+        if has_ended():
+            # Asked in order, a raylet waits 10 s for a GCS that is gone.
+            _node().kill_all_processes(check_alive=False, allow_graceful=False)
         ray.shutdown()
     _LocalRay.address = ""
 
@@ -170,6 +190,63 @@ def stop_local_ray(root: Path) -> None:
 def is_here(address: str) -> bool:
     """Whether this process is connected to that Ray now."""
     return ray.is_initialized() and ray_address() == address
+
+
+def has_ended() -> bool:
+    """Whether the local Ray that this process started is gone, or about to be.
+
+    A process that it cannot do without is dead; or its GCS, told to end, has closed its port and
+    waits 10 s for others. The kernel says so; Ray itself would not.
+    """
+    if any(kind in _VITAL for kind, _ in _node().dead_processes()):
+        return True
+    try:
+        _touch(_LocalRay.address)
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False  # too busy to tell
+    return False
+
+
+def unless_it_ends(call: Callable[[], ResultT]) -> ResultT:
+    """Ask the local Ray that this process started something.
+
+    Args:
+        call: what to ask; goes on waiting on a thread of its own when it is given up.
+
+    Raises:
+        RayNotRunningError: that Ray has ended, or did meanwhile.
+    """
+    outcome: list[tuple[ResultT] | BaseException] = []
+
+    def run() -> None:
+        try:
+            outcome.append((call(),))
+        except BaseException as error:  # noqa: BLE001 - handed to the caller's thread
+            outcome.append(error)
+
+    thread = threading.Thread(target=run, name="ray_stream-asks-ray", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # the interpreter is about to exit, and starts no more threads
+        run()
+    while not outcome and not has_ended():
+        thread.join(_LOOK_S)
+    found = outcome[0] if outcome else None
+    if isinstance(found, tuple):
+        return found[0]
+    if found is None or has_ended():
+        raise RayNotRunningError(
+            f"the local Ray at {_LocalRay.address} ended before it was told to; what was "
+            "acknowledged is on disk, and the next start on the same data_dir has it"
+        ) from found
+    raise found
+
+
+def _node() -> Any:
+    """Ray's own record of the processes that this process started."""
+    return ray_worker._global_node  # noqa: SLF001 - nothing public tells who has died
 
 
 def _on_a_lasting_thread() -> None:
@@ -283,12 +360,16 @@ def _said(root: Path) -> tuple[str, int, str] | None:
 
 
 def _answers(address: str) -> bool:
-    host, _, port = address.rpartition(":")
     try:
-        with socket.create_connection((host, int(port)), timeout=PROBE_S):
-            return True
+        _touch(address)
     except (OSError, ValueError, OverflowError):
         return False
+    return True
+
+
+def _touch(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host, int(port)), timeout=PROBE_S).close()
 
 
 def _process_start(pid: int | None = None) -> str:

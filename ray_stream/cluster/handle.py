@@ -9,6 +9,7 @@ and never owns.
 
 import os
 from collections.abc import Callable, Iterator
+from types import TracebackType
 from typing import Any, Self, Unpack
 
 import pyarrow as pa
@@ -105,8 +106,16 @@ class Cluster:
         self._check()
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.close()
+        else:
+            end_noting(self.close, error)
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open"
@@ -120,6 +129,10 @@ class Cluster:
         """Close this handle; on an embedded Ray that its `start` started, stop everything.
 
         Data stays. A second call does nothing.
+
+        Raises:
+            RayNotRunningError: that Ray had ended already, so nothing could be stopped in order;
+                what was acknowledged is on disk all the same.
         """
         if self._closed:
             return
@@ -131,9 +144,13 @@ class Cluster:
         """Stop the cluster: its actors end, logs closed first; data stays, and so does Ray.
 
         On an embedded Ray that this handle's `start` started, that Ray ends too.
+
+        Raises:
+            RayNotRunningError: as `close`.
         """
         self._check()
-        bootstrap.stop_cluster(self._name)
+        if self._on_exit is None:
+            bootstrap.stop_cluster(self._name)
         self.close()
 
     # --- topics ----------------------------------------------------------------------------------
@@ -268,6 +285,15 @@ class Cluster:
         spec = registry.read_spec(self._name)
         if spec is not None:
             revive_controller(spec, None)
+
+
+def end_noting(end: Callable[[], None], error: BaseException) -> None:
+    """End something because of `error`, which stays what is told; it notes what went wrong here."""
+    try:
+        end()
+    except RayNotRunningError as gone:
+        if not isinstance(error, RayNotRunningError):
+            error.add_note(str(gone))
 
 
 def _copy_of(name: str, namespace: str, cluster_id: str, address: str) -> Cluster:

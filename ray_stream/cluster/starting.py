@@ -18,7 +18,7 @@ from ray_stream.actors.spawning import alive_nodes
 from ray_stream.client.calls import Deadline, pause
 from ray_stream.clock import SystemClock
 from ray_stream.cluster import embedded
-from ray_stream.cluster.handle import Cluster
+from ray_stream.cluster.handle import Cluster, end_noting
 from ray_stream.config import ClusterConfig, check_cluster_name, validated
 from ray_stream.errors import (
     ClusterConfigMismatchError,
@@ -79,9 +79,9 @@ def start(
         cluster = Cluster(name, seat.cluster_id, connected.address, on_exit=on_exit)
         _wait_until_served(cluster, spec, deadline)
         embedded.announce(root)
-    except BaseException:
+    except BaseException as error:
         if on_exit is not None:
-            on_exit()
+            end_noting(on_exit, error)
         raise
     return cluster
 
@@ -123,12 +123,15 @@ def connect(
 
 
 def _end(name: str, address: str, root: Path) -> Any:
-    """What ends a cluster together with the local Ray that was started for it."""
+    """What ends a cluster together with the local Ray that was started for it.
+
+    It raises RayNotRunningError, when it has ended everything, if that Ray was gone before.
+    """
 
     def end() -> None:
         try:
             if embedded.is_here(address):
-                bootstrap.stop_cluster(name)
+                embedded.unless_it_ends(lambda: bootstrap.stop_cluster(name))
         finally:
             embedded.stop_local_ray(root)
 

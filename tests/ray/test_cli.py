@@ -17,7 +17,7 @@ import ray_stream
 from ray_stream import Cluster
 from ray_stream.cli.application import application
 from ray_stream.errors import ClusterNotFoundError
-from tests.ray.drivers import CLEARED, family, is_running, kill
+from tests.ray.drivers import CLEARED, family, is_running, kill, wait_until_ended
 
 pytestmark = pytest.mark.ray
 SCRIPT = str(Path(sys.executable).with_name("ray-stream"))
@@ -62,6 +62,7 @@ def foreground(data_dir: str) -> Iterator[subprocess.Popen[str]]:
             stderr=subprocess.PIPE,
             text=True,
             env={**environment(), "RAY_TMPDIR": short, "PYTHONUNBUFFERED": "1"},
+            process_group=0,
         ) as process,
     ):
         assert process.stdout is not None
@@ -126,6 +127,26 @@ def test_ctrl_c_stops_a_foreground_cluster_in_order(
     assert not [pid for pid in started if is_running(pid)]
     absent = command("status", "--data-dir", data_dir)
     assert absent.returncode == 1
+
+
+def test_a_sigterm_to_all_of_a_foreground_cluster_at_once_ends_it_soon_and_loses_nothing(
+    foreground: subprocess.Popen[str], data_dir: str
+) -> None:
+    """As a supervisor stops a service: Ray's processes are told to end when we are."""
+    where = ("--data-dir", data_dir)
+    succeeded("topic", "create", "kept", *where)
+    succeeded("produce", "kept", *where, stdin="acknowledged\n")
+    started = family(foreground.pid)
+    os.killpg(foreground.pid, signal.SIGTERM)
+    _, said = foreground.communicate(timeout=30)
+    assert foreground.returncode == -signal.SIGTERM
+    assert "Traceback" not in said
+    assert "what was acknowledged is on disk" in said
+    wait_until_ended(started)
+    checked = command("verify", data_dir)
+    assert checked.returncode == 0, checked.stderr
+    files = [one for one in Path(data_dir).rglob("*") if one.is_file()]
+    assert any(b"acknowledged" in one.read_bytes() for one in files)
 
 
 def test_on_a_running_ray_start_deploys_and_returns(local_ray: str, data_dir: str) -> None:
