@@ -24,6 +24,7 @@ from ray_stream.actors.controller_host import ControllerHost
 from ray_stream.actors.door import Door
 from ray_stream.actors.heartbeat import until_dead
 from ray_stream.actors.holders import this_process, wait_for_lock
+from ray_stream.actors.journal_watch import JournalWatch
 from ray_stream.actors.loop import HostLoop
 from ray_stream.actors.metadata_log import open_metadata
 from ray_stream.actors.settings import ClusterSpec, Seat, packed
@@ -73,6 +74,7 @@ class ControllerActor:
         self._starting = asyncio.Lock()
         self._host: ControllerHost | None = None
         self._door: Door | None = None
+        self._journal_watch: JournalWatch | None = None
         self._close: Any = None
         self._started = asyncio.Event()
         self._watched: dict[str, asyncio.Task[None]] = {}
@@ -136,6 +138,8 @@ class ControllerActor:
             directory_epochs=self._directory_epochs,
         )
         self._close = opened.close
+        self._journal_watch = JournalWatch(opened.journal, "metadata log")
+        self._journal_watch.look()
         host = ControllerHost(opened.journal, self._clock, self._loop.sync)
         self._door = Door(
             self._loop,
@@ -184,6 +188,8 @@ class ControllerActor:
                 LOG.warning("the nodes could not be listed: %s", error)
                 nodes = {}
             self._loop.post(self._lose_silent)
+            assert self._journal_watch is not None
+            self._journal_watch.look()
             for node_id in self._wanted(nodes):
                 if node_id not in self._watched:
                     task = asyncio.create_task(self._keep_broker(node_id))
