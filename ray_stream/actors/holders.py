@@ -59,8 +59,10 @@ def end_orphan(holder: Holder | None, me: Holder) -> bool:
         holder: as it noted itself.
         me: this process, as it would note itself.
     """
-    if holder is None or holder.boot_id != boot_id() or not holder.raylet_pid:
+    if holder is None or not holder.raylet_pid:
         return False
+    if not me.boot_id or holder.boot_id != me.boot_id:
+        return False  # of another boot, or who knows: its process ids say nothing here
     if holder.pid == me.pid or start_time(holder.pid) != holder.start_time:
         return False
     raylet_lives = start_time(holder.raylet_pid) == holder.raylet_start_time

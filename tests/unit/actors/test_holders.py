@@ -38,8 +38,8 @@ def holder_of(pid: int, raylet_pid: int, **changes: str | int) -> Holder:
     return Holder(**{**values, **changes})
 
 
-def me(name: str = "cluster/other") -> Holder:
-    return holder_of(os.getpid(), os.getppid(), name=name)
+def me(name: str = "cluster/other", **changes: str | int) -> Holder:
+    return holder_of(os.getpid(), os.getppid(), name=name, **changes)
 
 
 def test_a_holder_of_another_living_ray_is_never_ended(process: subprocess.Popen[bytes]) -> None:
@@ -73,6 +73,15 @@ def test_an_earlier_process_of_ones_own_name_in_the_same_ray_is_ended(
 
 def test_a_later_process_with_the_same_id_is_left_alone(process: subprocess.Popen[bytes]) -> None:
     assert not end_orphan(holder_of(process.pid, os.getpid(), start_time=1), me(NAME))
+    assert process.poll() is None
+
+
+@pytest.mark.parametrize(("theirs", "mine"), [("", ""), ("", "a"), ("a", ""), ("a", "b")])
+def test_process_ids_of_another_boot_or_of_one_that_nobody_knows_end_nobody(
+    process: subprocess.Popen[bytes], theirs: str, mine: str
+) -> None:
+    holder = holder_of(process.pid, os.getpid(), raylet_start_time=1, boot_id=theirs)
+    assert not end_orphan(holder, me(NAME, boot_id=mine))
     assert process.poll() is None
 
 

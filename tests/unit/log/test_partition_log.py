@@ -217,6 +217,22 @@ def test_after_a_power_loss_a_new_leader_epoch_must_begin_even_if_nothing_seems_
     assert append(log, b"other") == [Appended(1, 2, 1)]
 
 
+@pytest.mark.parametrize(("before", "after"), [("", ""), ("", "a"), ("a", "")])
+def test_a_boot_without_an_id_may_be_another_one(before: str, after: str) -> None:
+    """Where the kernel tells no boots apart, every start may follow a power loss."""
+    storage = MemoryStorage()
+    storage.make_directory("/data")
+    log = PartitionLog.create(storage, PATH, log_options(), boot_id=before, now_ms=1)
+    log.begin_epoch(1)
+    append(log, b"0")
+    sync(log)
+    log.checkpoint()
+    append(log, b"1")
+    log = reopen(storage.killed(), boot_id=after)
+    assert not log.recovery.same_boot
+    assert isinstance(append(log, b"other")[0], FencedLeaderEpochError)
+
+
 def test_after_a_truncation_a_new_leader_epoch_must_begin() -> None:
     storage, log = new_log()
     append(log, b"0", b"1")
