@@ -15,12 +15,13 @@ A node decides between members that are equal otherwise, so it costs neither bal
 """
 
 import heapq
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import repeat
 
 from ray_stream.groups.commands import PartitionKey
 
-Readers = tuple[str, ...]
-"""The members that may have a topic; topics with the same are one class."""
+Class = int
+"""Topics that the same members may have, as one number."""
 
 
 class Balance:
@@ -40,17 +41,18 @@ class Balance:
         self._nodes = nodes
         self._leaders = leaders
         self._row = {member_id: i for i, member_id in enumerate(subscriptions)}
-        self._readers = self._classes()
-        self._held: dict[str, dict[Readers, dict[PartitionKey, None]]] = {
+        self._members: list[list[str]] = []
+        """Of each class, those that may have its topics."""
+        self._class: dict[str, Class] = self._classes()
+        self._held: dict[str, dict[Class, dict[PartitionKey, None]]] = {
             member_id: {} for member_id in subscriptions
         }
         self._load = dict.fromkeys(subscriptions, 0)
-        self._holders: dict[Readers, dict[str, None]] = {}
-        self._may_take: dict[str, list[Readers]] = {member_id: [] for member_id in subscriptions}
-        for readers in dict.fromkeys(self._readers.values()):
-            self._holders[readers] = {}
-            for member_id in readers:
-                self._may_take[member_id].append(readers)
+        self._holders: list[dict[str, None]] = [{} for _ in self._members]
+        self._may_take: dict[str, list[Class]] = {member_id: [] for member_id in subscriptions}
+        for number, members in enumerate(self._members):
+            for member_id in members:
+                self._may_take[member_id].append(number)
         self._free = self._keep(current)
 
     def targets(self) -> dict[str, list[PartitionKey]]:
@@ -62,16 +64,19 @@ class Balance:
             for member_id, held in self._held.items()
         }
 
-    def _classes(self) -> dict[str, Readers]:
+    def _classes(self) -> dict[str, Class]:
         readers: dict[str, list[str]] = {}
         for member_id, topics in self._subscriptions.items():
             for topic_id in topics:
                 readers.setdefault(topic_id, []).append(member_id)
-        shared: dict[Readers, Readers] = {}
-        classes: dict[str, Readers] = {}
+        numbers: dict[tuple[str, ...], Class] = {}
+        classes: dict[str, Class] = {}
         for topic_id, members in readers.items():
             key = tuple(members)
-            classes[topic_id] = shared.setdefault(key, key)
+            if key not in numbers:
+                numbers[key] = len(numbers)
+                self._members.append(members)
+            classes[topic_id] = numbers[key]
         return classes
 
     def _keep(self, current: Mapping[str, Iterable[PartitionKey]]) -> list[PartitionKey]:
@@ -84,28 +89,28 @@ class Balance:
                     taken[key] = None
                     self._give(key, member_id)
         return [
-            (topic_id, number)
-            for topic_id in self._readers
-            for number in range(self._partitions[topic_id])
-            if (topic_id, number) not in taken
+            key
+            for topic_id in self._class
+            for key in zip(repeat(topic_id), range(self._partitions[topic_id]), strict=False)
+            if key not in taken
         ]
 
     def _give(self, key: PartitionKey, member_id: str) -> None:
-        readers = self._readers[key[0]]
+        number = self._class[key[0]]
         held = self._held[member_id]
-        if readers not in held:
-            held[readers] = {}
-        held[readers][key] = None
+        if number not in held:
+            held[number] = {}
+            self._holders[number][member_id] = None
+        held[number][key] = None
         self._load[member_id] += 1
-        self._holders[readers][member_id] = None
 
     def _take(self, key: PartitionKey, member_id: str) -> None:
-        readers = self._readers[key[0]]
+        number = self._class[key[0]]
         held = self._held[member_id]
-        del held[readers][key]
+        del held[number][key]
         self._load[member_id] -= 1
-        if not held[readers]:
-            del held[readers], self._holders[readers][member_id]
+        if not held[number]:
+            del held[number], self._holders[number][member_id]
 
     def _leader(self, key: PartitionKey) -> str:
         nodes = self._leaders.get(key[0], ())
@@ -114,62 +119,38 @@ class Balance:
     # --- step two --------------------------------------------------------------------------------
 
     def _give_free(self) -> None:
-        by_class: dict[Readers, list[PartitionKey]] = {}
+        by_class: dict[Class, list[PartitionKey]] = {}
         for key in self._free:
-            by_class.setdefault(self._readers[key[0]], []).append(key)
+            by_class.setdefault(self._class[key[0]], []).append(key)
         # Those that few may have first: the others can still make up for it.
-        for readers in sorted(by_class, key=len):
-            self._give_class(readers, by_class[readers])
+        for number in sorted(by_class, key=lambda number: len(self._members[number])):
+            self._give_class(self._members[number], by_class[number])
 
-    def _give_class(self, readers: Readers, keys: list[PartitionKey]) -> None:
+    def _give_class(self, readers: Sequence[str], keys: list[PartitionKey]) -> None:
         """Level after level: all members of the lowest load get one, near ones first."""
-        load, row = self._load, self._row
+        load, row, nodes = self._load, self._row, self._nodes
+        pool = _Pool(keys, self._leader, (nodes.get(member_id, "") for member_id in readers))
         heap = [(load[member_id], row[member_id], member_id) for member_id in readers]
         heapq.heapify(heap)
-        begin = 0
-        while begin < len(keys):
+        left = len(keys)
+        while left:
             level = heap[0][0]
-            lowest: dict[str, None] = {}
+            lowest: list[str] = []
             while heap and heap[0][0] == level:
-                lowest[heapq.heappop(heap)[2]] = None
-            takers = list(lowest)
-            count = min(len(lowest), len(keys) - begin)
-            left = self._give_near(keys, begin, count, lowest)
-            for key, member_id in zip(left, list(lowest), strict=False):
-                self._give(key, member_id)
-            begin += count
-            for member_id in takers:
+                lowest.append(heapq.heappop(heap)[2])
+            far: list[str] = []
+            for member_id in lowest:
+                key = pool.near(nodes.get(member_id, "")) if left else None
+                if key is None:
+                    far.append(member_id)
+                else:
+                    self._give(key, member_id)
+                    left -= 1
+            for member_id in far[:left]:
+                self._give(pool.any(), member_id)
+            left -= min(left, len(far))
+            for member_id in lowest:
                 heapq.heappush(heap, (load[member_id], row[member_id], member_id))
-
-    def _give_near(
-        self, keys: list[PartitionKey], begin: int, count: int, lowest: dict[str, None]
-    ) -> list[PartitionKey]:
-        """Give partitions to members on their leaders' nodes, one each; returns the others.
-
-        Searches all keys that are left for near ones, and swaps those to the front.
-        """
-        waiting: dict[str, list[str]] = {}
-        for member_id in reversed(lowest):
-            if node := self._nodes.get(member_id, ""):
-                waiting.setdefault(node, []).append(member_id)
-        if not waiting or not self._leaders:
-            return keys[begin : begin + count]
-        given = begin
-        for i in range(begin, len(keys)):
-            if given == begin + count or not waiting:
-                break
-            node = self._leader(keys[i])
-            near = waiting.get(node)
-            if not near:
-                continue
-            member_id = near.pop()
-            if not near:
-                del waiting[node]
-            del lowest[member_id]
-            self._give(keys[i], member_id)
-            keys[given], keys[i] = keys[i], keys[given]
-            given += 1
-        return keys[given : begin + count]
 
     # --- step three ------------------------------------------------------------------------------
 
@@ -182,33 +163,33 @@ class Balance:
             if member_id in done or load != self._load[member_id]:
                 continue
             chain = self._chain_to(member_id, done)
-            for giver, readers, taker in chain:
-                self._hand_over(giver, readers, taker)
+            for giver, number, taker in chain:
+                self._hand_over(giver, number, taker)
             if chain:
                 giver = chain[0][0]
                 heapq.heappush(heap, (self._load[member_id], row, member_id))
                 heapq.heappush(heap, (self._load[giver], self._row[giver], giver))
 
-    def _chain_to(self, member_id: str, done: dict[str, None]) -> list[tuple[str, Readers, str]]:
+    def _chain_to(self, member_id: str, done: dict[str, None]) -> list[tuple[str, Class, str]]:
         """The shortest chain of hand-overs that ends here and begins with two more at least.
 
         Whoever is reached in vain has no more than one more than this member, and so has whoever
         can hand anything on to them: they are done with for good.
         """
         least = self._load[member_id] + 2
-        reached: dict[str, tuple[Readers, str]] = {}
+        reached: dict[str, tuple[Class, str]] = {}
         level = [member_id]
-        seen: dict[Readers, None] = {}
+        seen: dict[Class, None] = {}
         while level:
             found: list[str] = []
             for taker in level:
-                for readers in self._may_take[taker]:
-                    if readers in seen:
+                for number in self._may_take[taker]:
+                    if number in seen:
                         continue
-                    seen[readers] = None
-                    for giver in self._holders[readers]:
+                    seen[number] = None
+                    for giver in self._holders[number]:
                         if giver != member_id and giver not in reached and giver not in done:
-                            reached[giver] = (readers, taker)
+                            reached[giver] = (number, taker)
                             found.append(giver)
             fullest = max(found, key=self._load.__getitem__, default=None)
             if fullest is not None and self._load[fullest] >= least:
@@ -218,10 +199,10 @@ class Balance:
         done.update(dict.fromkeys(reached))
         return []
 
-    def _hand_over(self, giver: str, readers: Readers, taker: str) -> None:
+    def _hand_over(self, giver: str, number: Class, taker: str) -> None:
         """The partition that gains most: away from the leader's node it may go, to it it should."""
         here, there = self._nodes.get(giver, ""), self._nodes.get(taker, "")
-        keys = self._held[giver][readers]
+        keys = self._held[giver][number]
         best = next(reversed(keys))
         if self._leaders and here != there:
             best = max(reversed(keys), key=lambda key: _gain(self._leader(key), here, there))
@@ -229,16 +210,42 @@ class Balance:
         self._give(best, taker)
 
 
+class _Pool:
+    """Partitions that nobody has, by where they are led."""
+
+    def __init__(
+        self,
+        keys: Sequence[PartitionKey],
+        leader: Callable[[PartitionKey], str],
+        nodes: Iterable[str],
+    ) -> None:
+        self._near: dict[str, list[PartitionKey]] = {node: [] for node in nodes if node}
+        self._far: list[PartitionKey] = []
+        for key in reversed(keys):
+            self._near.get(leader(key), self._far).append(key)
+
+    def near(self, node: str) -> PartitionKey | None:
+        """One that is led on this node."""
+        keys = self._near.get(node)
+        return keys.pop() if keys else None
+
+    def any(self) -> PartitionKey:
+        """One that is near to nobody; else one of those that the most are led beside."""
+        if self._far:
+            return self._far.pop()
+        return max(self._near.values(), key=len).pop()
+
+
 def _gain(leader: str, here: str, there: str) -> int:
     return (leader == there) - (leader == here) if leader else 0
 
 
 def _walk(
-    giver: str, end: str, reached: Mapping[str, tuple[Readers, str]]
-) -> list[tuple[str, Readers, str]]:
+    giver: str, end: str, reached: Mapping[str, tuple[Class, str]]
+) -> list[tuple[str, Class, str]]:
     chain = []
     while giver != end:
-        readers, taker = reached[giver]
-        chain.append((giver, readers, taker))
+        number, taker = reached[giver]
+        chain.append((giver, number, taker))
         giver = taker
     return chain

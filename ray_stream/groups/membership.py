@@ -221,16 +221,19 @@ def _beat(
         subscription = command.subscription
     step = None
     if command.member_epoch == member.epoch:
-        released = (
-            owned is not None
-            and command.revision == member.revision
-            and owned.keys().isdisjoint(member.revoking)
-        )
+        released = has_released(member, command.revision, owned)
         step = next_step(
             group, member, planned.targets[member.member_id], planned.epoch, released=released
         )
     records = [*planned.records, *([step] if step is not None else [])]
     return _answered(records, group, limits, command, subscription, member=member)
+
+
+def has_released(member: Member, revision: int, owned: Mapping[PartitionKey, None] | None) -> bool:
+    """Whether a member, knowing what it has to release, says that it owns none of that any more."""
+    if owned is None or revision != member.revision:
+        return False
+    return owned.keys().isdisjoint(member.revoking)
 
 
 def _check_epoch(

@@ -41,7 +41,9 @@ from ray_stream.groups.records import MemberAdvanced, MemberAssigned, MemberRemo
 from tests.unit.groups.harness import REBALANCE_MS, SESSION_MS, Consumer, Coordinator
 
 NUMBERS = st.integers(0, 7)
-SUBSCRIPTIONS = st.sampled_from([("a",), ("a", "b"), ("b", "c")])
+SUBSCRIPTIONS = st.sampled_from([("a", "b"), ("a",), ("b", "c")])
+CONSUMERS_MAX = 4
+TROUBLES = ["subscription", "leave", "death", "suspicion", "silence", "restart", "topics"]
 
 
 @dataclass
@@ -63,7 +65,7 @@ class Answer:
 
 
 class Groups(RuleBasedStateMachine):
-    """One group, up to six consumers, a network that does what it likes."""
+    """One group, up to four consumers, a network that does what it likes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -116,7 +118,7 @@ class Groups(RuleBasedStateMachine):
 
     # --- consumers -----------------------------------------------------------------------------
 
-    @precondition(lambda self: len(self.consumers) < 6)
+    @precondition(lambda self: len(self.consumers) < CONSUMERS_MAX)
     @rule(names=SUBSCRIPTIONS, static=st.booleans(), number=st.integers(0, 1))
     def a_consumer_starts(self, names: tuple[str, ...], static: bool, number: int) -> None:
         self.started += 1
@@ -130,12 +132,23 @@ class Groups(RuleBasedStateMachine):
         for consumer in self.pick(self.consumers, number):
             self.requests.append(Request(consumer, consumer.heartbeat(full=full)))
 
-    @rule(number=NUMBERS)
-    def a_consumer_beats_and_hears(self, number: int) -> None:
+    @rule(number=NUMBERS, copied=st.booleans())
+    def a_consumer_beats_and_hears(self, number: int, copied: bool = False) -> None:
         """The usual case, so that states of some depth are reached."""
         for consumer in self.pick(self.consumers, number):
-            self.deliver(Request(consumer, consumer.heartbeat()))
+            request = Request(consumer, consumer.heartbeat())
+            self.deliver(request)
             self.hear(self.answers.pop())
+            if copied:
+                self.requests.append(request)
+
+    @rule(releases=st.integers(0, 15), copied=st.booleans())
+    def all_beat(self, releases: int, copied: bool) -> None:
+        """Some of them release what they have to."""
+        for number in range(len(self.consumers)):
+            self.a_consumer_beats_and_hears(number, copied)
+            if releases >> number & 1:
+                self.a_consumer_releases(number)
 
     @rule(number=NUMBERS)
     def a_consumer_releases(self, number: int) -> None:
@@ -144,22 +157,25 @@ class Groups(RuleBasedStateMachine):
                 self.rightful.get(consumer.member_id, {}).pop(key, None)
             consumer.release()
 
-    @rule(number=NUMBERS, offset=st.integers(0, 99))
-    def a_consumer_commits(self, number: int, offset: int) -> None:
+    @rule(number=NUMBERS, offset=st.integers(0, 99), wrong=st.booleans(), late=st.booleans())
+    def a_consumer_commits(self, number: int, offset: int, wrong: bool, late: bool) -> None:
+        """What it owns; or, being wrong, what it does not."""
         for consumer in self.pick(self.consumers, number):
-            owned = [CommittedOffset(*key, offset) for key in consumer.owns]
+            keys = [("t-a", n) for n in range(3)] if wrong else list(consumer.owns)
+            owned = [CommittedOffset(t, n, offset) for t, n in keys]
             commit = OffsetCommit(
                 "g", consumer.member_id, consumer.epoch, owned, consumer.instance_id
             )
-            self.requests.append(Request(consumer, commit))
+            if late:
+                self.requests.append(Request(consumer, commit))
+            else:
+                self.deliver(Request(consumer, commit))
 
-    @rule(number=NUMBERS, names=SUBSCRIPTIONS)
     def a_consumer_wants_something_else(self, number: int, names: tuple[str, ...]) -> None:
         for consumer in self.pick(self.consumers, number):
             consumer.names = names
             self.requests.append(Request(consumer, consumer.heartbeat(full=True)))
 
-    @rule(number=NUMBERS)
     def a_consumer_leaves(self, number: int) -> None:
         for consumer in self.pick(self.consumers, number):
             consumer.drop()
@@ -171,14 +187,12 @@ class Groups(RuleBasedStateMachine):
             self.requests.append(Request(consumer, leave))
             self.consumers.remove(consumer)
 
-    @rule(number=NUMBERS, suspected=st.booleans())
     def a_consumer_dies(self, number: int, suspected: bool) -> None:
         for consumer in self.pick(self.consumers, number):
             self.consumers.remove(consumer)
             if suspected:
                 self.suspect(consumer)
 
-    @rule(number=NUMBERS)
     def a_living_consumer_is_believed_dead(self, number: int) -> None:
         for consumer in self.pick(self.consumers, number):
             self.suspect(consumer)
@@ -258,17 +272,40 @@ class Groups(RuleBasedStateMachine):
 
     # --- the coordinator -----------------------------------------------------------------------
 
-    @rule(milliseconds=st.sampled_from([100, 3_000, SESSION_MS, REBALANCE_MS]))
+    @rule(milliseconds=st.sampled_from([100, 3_000]))
     def time_goes_on(self, milliseconds: int) -> None:
         self.coordinator.wait(milliseconds)
         self.read_records()
 
-    @rule(snapshot=st.booleans(), show=st.booleans())
-    def the_coordinator_restarts(self, snapshot: bool, show: bool) -> None:
-        self.coordinator.restart(snapshot=snapshot, show=show)
-        self.read_records()
+    @rule(
+        kind=st.sampled_from(TROUBLES),
+        number=NUMBERS,
+        yes=st.booleans(),
+        names=SUBSCRIPTIONS,
+        name=st.sampled_from(["a", "b", "c"]),
+    )
+    def something_rarer_happens(
+        self, kind: str, number: int, yes: bool, names: tuple[str, ...], name: str
+    ) -> None:
+        match kind:
+            case "subscription":
+                self.a_consumer_wants_something_else(number, names)
+            case "leave":
+                self.a_consumer_leaves(number)
+            case "death":
+                self.a_consumer_dies(number, yes)
+            case "suspicion":
+                self.a_living_consumer_is_believed_dead(number)
+            case "silence":
+                self.time_goes_on(SESSION_MS if yes else REBALANCE_MS)
+            case "restart":
+                self.coordinator.restart(snapshot=yes, show=bool(number % 4))
+                self.read_records()
+            case "topics":
+                self.a_topic_comes_grows_or_goes(name, yes and number > 3)
+            case _:
+                raise AssertionError(kind)
 
-    @rule(name=st.sampled_from(["a", "b", "c"]), gone=st.booleans())
     def a_topic_comes_grows_or_goes(self, name: str, gone: bool) -> None:
         if gone:
             self.topics.pop(name, None)
@@ -339,7 +376,7 @@ def must_fail() -> None:
         suppress_health_check=list(HealthCheck),
     )
     with pytest.raises((AssertionError, InvariantViolationError)):
-        run_state_machine_as_test(Groups, settings=hunt)  # type: ignore[no-untyped-call]
+        run_state_machine_as_test(Groups, settings=hunt)
 
 
 def released_at_once(

@@ -1,5 +1,7 @@
 """Members join, are given partitions, release them, leave, are fenced."""
 
+from collections.abc import Mapping
+
 import msgspec
 import pytest
 
@@ -16,13 +18,16 @@ from ray_stream.errors import (
     UnknownMemberIdError,
     UnsupportedAssignorError,
 )
+from ray_stream.groups import membership
 from ray_stream.groups.commands import (
     LEAVE_FOR_A_WHILE_EPOCH,
     ConsumerGroupHeartbeat,
     MemberSuspected,
     MetadataSeen,
+    PartitionKey,
     Subscription,
 )
+from ray_stream.groups.image import Member
 from tests.unit.groups.harness import (
     REBALANCE_MS,
     SESSION_MS,
@@ -64,16 +69,40 @@ def test_a_partition_is_given_away_only_after_its_owner_said_that_it_released_it
     assert coordinator.describe().state == "stable"
 
 
-def test_a_list_from_before_the_revocation_was_known_releases_nothing() -> None:
+def owners_after_a_late_list() -> list[list[int]]:
+    """A list that was true when it was sent arrives when its sender has got and must give back."""
     coordinator = Coordinator({"flights": 2})
-    one, two = Consumer(coordinator, "m1"), Consumer(coordinator, "m2")
+    one, two, three = (Consumer(coordinator, f"m{number}") for number in (1, 2, 3))
     one.beat()
-    late = ConsumerGroupHeartbeat("g", "m1", 1, one.sequence + 1, one.revision, owned=[])
     two.beat()
-    one.beat(release=False)
+    late = two.heartbeat()
+    assert late.owned == []
+    settle([one, two])
+    had = two.partitions()
+    one.names = two.names = ("planes",)
+    two.beat(release=False)
+    three.beat()
     coordinator.do(late)
-    two.beat()
-    assert two.partitions() == []
+    three.beat()
+    assert len(had) == 1
+    return [two.partitions(), three.partitions()]
+
+
+def test_a_list_from_before_the_revocation_was_known_releases_nothing() -> None:
+    twos, threes = owners_after_a_late_list()
+    assert not [number for number in threes if number in twos]
+
+
+def test_that_would_fail_if_the_revision_were_not_compared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def careless(member: Member, revision: int, owned: Mapping[PartitionKey, None] | None) -> bool:
+        del revision
+        return owned is not None and owned.keys().isdisjoint(member.revoking)
+
+    monkeypatch.setattr(membership, "has_released", careless)
+    twos, threes = owners_after_a_late_list()
+    assert [number for number in threes if number in twos]
 
 
 def test_what_stays_is_never_taken_away_meanwhile() -> None:
