@@ -2,6 +2,8 @@
 `docs/decisions/`, and in the changelog."""
 
 import inspect
+import re
+import typing
 from collections.abc import Callable
 from typing import Any
 
@@ -270,6 +272,14 @@ def test_handles_have_these_methods(kind: type) -> None:
         if not name.startswith("_")
     }
     assert found == METHODS[kind]
+
+
+@pytest.mark.parametrize("takes_topics", [Cluster.consumer, Consumer.subscribe])
+def test_a_type_checker_knows_that_topics_may_be_patterns(
+    takes_topics: Callable[..., object],
+) -> None:
+    topics = inspect.signature(takes_topics).parameters["topics"].annotation
+    assert re.Pattern[str] in typing.get_args(topics)
 
 
 @pytest.mark.parametrize("kind", METHODS, ids=lambda kind: kind.__name__)

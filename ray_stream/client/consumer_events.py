@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ray_stream.config import INTERNAL_PREFIX
 from ray_stream.rpc.messages import FetchRequest, ListOffsetsRequest, MetadataRequest
 from ray_stream.types import TopicPartition
 
@@ -27,8 +28,14 @@ class Subscription:
     patterns: tuple[re.Pattern[str], ...] = ()
 
     def covers(self, topic: str) -> bool:
-        """Whether the topic belongs to it; a pattern has to match the whole name."""
-        return topic in self.names or any(one.fullmatch(topic) for one in self.patterns)
+        """Whether the topic belongs to it; a pattern has to match the whole name.
+
+        What is internal is no user's, whatever matches it.
+        """
+        if topic in self.names:
+            return True
+        matches = any(one.fullmatch(topic) for one in self.patterns)
+        return matches and not topic.startswith(INTERNAL_PREFIX)
 
 
 @dataclass(frozen=True, slots=True)

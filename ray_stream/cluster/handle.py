@@ -19,6 +19,7 @@ from ray_stream.actors.revival import revive_controller
 from ray_stream.actors.spawning import NAMESPACE, ray_address
 from ray_stream.actors.stubs import RayServices
 from ray_stream.client.admin import Admin
+from ray_stream.client.arguments import Topic
 from ray_stream.client.calls import Deadline, call
 from ray_stream.client.consumer import Consumer
 from ray_stream.client.producer import Producer
@@ -213,8 +214,12 @@ class Cluster:
         config = validated(ProducerConfig, options, "producer")
         return Producer(self._services, config, clock=self._clock, cluster=self._name)
 
-    def consumer(self, *topics: str, **options: Unpack[ConsumerOptions]) -> Consumer:
-        """A consumer of these topics (or of none: `assign`). Options: `ConsumerConfig`."""
+    def consumer(self, *topics: Topic, **options: Unpack[ConsumerOptions]) -> Consumer:
+        """A consumer of these topics: names, or compiled patterns that match whole names.
+
+        With a pattern, topics that appear later are read as well. With no topics at all: `assign`
+        or `subscribe` comes next. Options: `ConsumerConfig`.
+        """
         self._check()
         config = validated(ConsumerConfig, options, "consumer")
         return Consumer(self._services, topics, config, clock=self._clock, cluster=self._name)

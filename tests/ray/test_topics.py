@@ -1,5 +1,6 @@
 """Topics through a real cluster: names, partitions, changes, deletion under those who use them."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,14 @@ def values(cluster: Cluster, topic: str) -> list[bytes | None]:
 def poll_until_it_fails(consumer: Consumer) -> None:
     for _ in range(30):
         consumer.poll(timeout=1)
+
+
+def test_a_consumer_may_be_made_of_a_pattern(shared: Cluster, topic: str) -> None:
+    with shared.producer() as producer:
+        producer.send(topic, b"here")
+    with shared.consumer(re.compile("li.e"), auto_offset_reset="earliest") as consumer:
+        assert {one.topic for one in consumer.assignment()} == {topic}
+        assert consumer.poll(timeout=30)[0].value == b"here"
 
 
 @pytest.mark.parametrize(

@@ -466,6 +466,15 @@ def test_a_pattern_subscribes_to_what_matches_now(
         assert [one.topic for one in consumer.assignment()] == ["flights", "flights2"]
 
 
+def test_a_pattern_never_means_internal_topics(
+    services: ThreadedServices, consumer_of: Make
+) -> None:
+    fill(services, 1, topic="__consumer_offsets")
+    fill(services, 1, topic="flights")
+    with consumer_of(re.compile(".*")) as consumer:
+        assert [one.topic for one in consumer.assignment()] == ["flights"]
+
+
 def test_a_loop_gets_nothing_more_of_a_topic_that_is_gone(
     services: ThreadedServices, consumer_of: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
