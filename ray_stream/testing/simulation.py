@@ -38,6 +38,9 @@ TOPIC = "flights"
 STORM_MS = 5_000
 SABOTAGE_EVERY = 3
 """Of so many seeds one has failed syncs and stopped processes as well."""
+ROLLING_EVERY = 5
+"""Of so many seeds two roll their segments and write index entries all the time."""
+ROLLING = {"segment_ms": 300, "index_interval_bytes": 512}
 CALM_MS = 60_000
 STEP_MS = 500
 BATCH_MAX = 3
@@ -265,7 +268,14 @@ class Simulation:
 
     def _create_topic(self) -> None:
         request = CreateTopic(
-            TOPIC, f"{self._rng.getrandbits(128):032x}", self._partitions, 1, True, False, {}, 5_000
+            TOPIC,
+            f"{self._rng.getrandbits(128):032x}",
+            self._partitions,
+            replication_factor=1,
+            exist_ok=True,
+            dedicated=False,
+            options=ROLLING if self.seed % ROLLING_EVERY in (2, 3) else {},
+            timeout_ms=5_000,
         )
 
         def created(answer: TopicCreated | RayStreamError) -> None:
