@@ -72,8 +72,9 @@ chaos: setup  ## kill things (ROUNDS=20)
 sim: setup  ## seeded simulation (SEEDS=200)
 	@$(VENV)/bin/ray-stream sim --seeds $(SEEDS) $(ARGS)
 
-bench: setup  ## measure thousands of partitions; writes benchmarks/results
-	@.venv/bin/python benchmarks/many_partitions.py
+bench: setup  ## measure, beside Kafka where it can be had; writes benchmarks/results
+	@$(PYTHON) benchmarks/many_partitions.py
+	@$(PYTHON) benchmarks/compare.py $(ARGS)
 
 bench-long:  ## measure for long
 	@echo "$@: there are no long benchmarks yet" >&2; exit 2

@@ -27,7 +27,7 @@ class Handled(NamedTuple):
     first: int
     next: int
     """Behind the last one."""
-    count: int
+    records: int
     at_s: float
     """When, on a clock that all members share."""
 
@@ -74,9 +74,9 @@ def judge_handled(runs: Sequence[Handled], ends: Mapping[int, int]) -> Verdict:
         runs: by time.
         ends: for each partition where it ends; offsets begin at 0.
     """
-    verdict = Verdict(handled=sum(run.count for run in runs))
+    verdict = Verdict(handled=sum(run.records for run in runs))
     for run in runs:
-        if run.count != run.next - run.first or run.count < 1:
+        if run.records != run.next - run.first or run.records < 1:
             verdict.problems.append(f"{run} leaves records out")
     committed_at = _commits(runs)
     for partition, end in ends.items():
