@@ -2,8 +2,11 @@
 
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
+import pyarrow as pa
 import pytest
 
 from ray_stream import Cluster, Consumer, errors
@@ -36,6 +39,21 @@ def test_a_consumer_may_be_made_of_a_pattern(shared: Cluster, topic: str) -> Non
     with shared.consumer(re.compile("li.e"), auto_offset_reset="earliest") as consumer:
         assert {one.topic for one in consumer.assignment()} == {topic}
         assert consumer.poll(timeout=30)[0].value == b"here"
+
+
+@pytest.mark.parametrize("compression", [None, "zstd"])
+def test_a_time_means_its_record_however_records_are_batched(
+    shared: Cluster, topic: str, compression: Literal["zstd"] | None
+) -> None:
+    times = [1_000 + 10 * number for number in range(500)]
+    table = pa.table({"value": [b"x" * 100] * 500, "timestamp": pa.array(times, pa.int64())})
+    with shared.producer(compression_type=compression, batch_size=16_384) as producer:
+        for partition in (0, 1):
+            producer.send_batch(topic, table, partition=partition)
+    start, end = (datetime.fromtimestamp(second, UTC) for second in (2.005, 3.0))
+    for partition in (0, 1):
+        found = shared.read(topic, start, end, partitions=[partition])
+        assert found["timestamp"].to_pylist() == list(range(2_010, 3_000, 10))
 
 
 @pytest.mark.parametrize(
