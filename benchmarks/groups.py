@@ -1,6 +1,6 @@
 """The group coordinator's machine alone: how long decisions take as groups grow.
 
-Run: `make bench` or `python benchmarks/groups.py [quick]`. Writes `benchmarks/results/groups.json`
+Run: `python benchmarks/groups.py [quick]`. Writes `benchmarks/results/groups.json`
 with the machine and versions.
 """
 

@@ -53,6 +53,8 @@ class Balance:
         for number, members in enumerate(self._members):
             for member_id in members:
                 self._may_take[member_id].append(number)
+        self._led: dict[tuple[str, Class], dict[str, list[PartitionKey]]] = {}
+        """What givers have of a class, by where it is led; made when they give."""
         self._free = self._keep(current)
 
     def targets(self) -> dict[str, list[PartitionKey]]:
@@ -83,17 +85,29 @@ class Balance:
         """Step one; returns what nobody has."""
         taken: dict[PartitionKey, None] = {}
         for member_id, keys in current.items():
-            topics = dict.fromkeys(self._subscriptions.get(member_id, ()))
-            for key in keys:
-                if key[0] in topics and key[1] < self._partitions[key[0]] and key not in taken:
-                    taken[key] = None
-                    self._give(key, member_id)
+            counts = {t: self._partitions[t] for t in self._subscriptions.get(member_id, ())}
+            kept = dict.fromkeys(
+                key for key in keys if key[1] < counts.get(key[0], 0) and key not in taken
+            )
+            taken.update(kept)
+            self._let_keep(member_id, kept)
         return [
             key
             for topic_id in self._class
             for key in zip(repeat(topic_id), range(self._partitions[topic_id]), strict=False)
             if key not in taken
         ]
+
+    def _let_keep(self, member_id: str, kept: dict[PartitionKey, None]) -> None:
+        """Nearly everything is kept, nearly always: with one class, all at once."""
+        classes = self._may_take.get(member_id, [])
+        if len(classes) != 1:
+            for key in kept:
+                self._give(key, member_id)
+        elif kept:
+            self._held[member_id] = {classes[0]: kept}
+            self._holders[classes[0]][member_id] = None
+            self._load[member_id] = len(kept)
 
     def _give(self, key: PartitionKey, member_id: str) -> None:
         number = self._class[key[0]]
@@ -103,6 +117,9 @@ class Balance:
             self._holders[number][member_id] = None
         held[number][key] = None
         self._load[member_id] += 1
+        led = self._led.get((member_id, number))
+        if led is not None:
+            led.setdefault(self._leader(key), []).append(key)
 
     def _take(self, key: PartitionKey, member_id: str) -> None:
         number = self._class[key[0]]
@@ -200,12 +217,18 @@ class Balance:
         return []
 
     def _hand_over(self, giver: str, number: Class, taker: str) -> None:
-        """The partition that gains most: away from the leader's node it may go, to it it should."""
+        """Of what is led at the taker, if anything is; else what is not led at the giver."""
         here, there = self._nodes.get(giver, ""), self._nodes.get(taker, "")
-        keys = self._held[giver][number]
-        best = next(reversed(keys))
-        if self._leaders and here != there:
-            best = max(reversed(keys), key=lambda key: _gain(self._leader(key), here, there))
+        led = self._led.get((giver, number))
+        if led is None:
+            led = {}
+            for key in self._held[giver][number]:
+                led.setdefault(self._leader(key), []).append(key)
+            self._led[giver, number] = led
+        node = there if there in led else next((node for node in led if node != here), here)
+        best = led[node].pop()
+        if not led[node]:
+            del led[node]
         self._take(best, giver)
         self._give(best, taker)
 
@@ -234,10 +257,6 @@ class _Pool:
         if self._far:
             return self._far.pop()
         return max(self._near.values(), key=len).pop()
-
-
-def _gain(leader: str, here: str, there: str) -> int:
-    return (leader == there) - (leader == here) if leader else 0
 
 
 def _walk(
