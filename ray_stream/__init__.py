@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from ray_stream.cluster.starting import connect, start
     from ray_stream.errors import RayStreamError, RetriableError
     from ray_stream.types import (
+        GroupDescription,
+        GroupMember,
+        GroupPartition,
         PartitionDescription,
         Record,
         RecordMetadata,
@@ -29,6 +32,9 @@ if TYPE_CHECKING:
 __all__ = [
     "Cluster",
     "Consumer",
+    "GroupDescription",
+    "GroupMember",
+    "GroupPartition",
     "PartitionDescription",
     "Producer",
     "RayStreamError",

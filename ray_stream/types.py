@@ -117,6 +117,77 @@ class TopicDescription:
     partitions: tuple[PartitionDescription, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class GroupMember:
+    """One consumer of a group."""
+
+    member_id: str
+    client_id: str
+    """Which process or actor it is."""
+    instance_id: str
+    """`group_instance_id` of a static member; else empty."""
+    node_id: str
+    rack: str
+    state: str
+    """`stable`, `unrevoked` (has to release), `unreleased` (waits for others), `behind` (was not
+    told yet), `away` (a static member that left for a while)."""
+    epoch: int
+    assignment: tuple[TopicPartition, ...]
+    revoking: tuple[TopicPartition, ...] = ()
+    """Partitions that it still has and is to release."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupPartition:
+    """One partition that a group reads, or has read."""
+
+    topic: str
+    partition: int
+    committed: int | None
+    """The offset from which its owner goes on; None: none is stored."""
+    end_offset: int
+    """-1 while the leader cannot be reached."""
+    lag: int | None
+    """Offsets between both; None while one of them is not known."""
+    member_id: str
+    """Who owns it; empty: nobody."""
+    metadata: str = ""
+    """What was committed along with the offset."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupDescription:
+    """One consumer group."""
+
+    name: str
+    state: str
+    """`empty`, `reconciling` or `stable`."""
+    epoch: int
+    assignor: str
+    members: tuple[GroupMember, ...] = ()
+    partitions: tuple[GroupPartition, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What somebody who wonders about the assignment should know."""
+
+    @property
+    def committed(self) -> dict[TopicPartition, int]:
+        """Committed offsets, where there are any."""
+        return {
+            TopicPartition(one.topic, one.partition): one.committed
+            for one in self.partitions
+            if one.committed is not None
+        }
+
+    @property
+    def lag(self) -> dict[TopicPartition, int]:
+        """Lag of each partition, where it is known."""
+        return {
+            TopicPartition(one.topic, one.partition): one.lag
+            for one in self.partitions
+            if one.lag is not None
+        }
+
+
 StartPosition = (
     Literal["earliest", "latest"] | int | datetime | Mapping[int, "int | datetime | str"]
 )

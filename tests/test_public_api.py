@@ -29,6 +29,9 @@ from ray_stream.errors import RayStreamError
 NAMES = [
     "Cluster",
     "Consumer",
+    "GroupDescription",
+    "GroupMember",
+    "GroupPartition",
     "PartitionDescription",
     "Producer",
     "RayStreamError",
@@ -61,14 +64,19 @@ METHODS: dict[type, dict[str, str]] = {
             "(name, partitions=1, replication_factor=1, *, exist_ok=False, dedicated=False,"
             " timeout=30.0, **config)"
         ),
+        "delete_group": "(name, *, timeout=30.0)",
         "delete_topic": "(name, *, timeout=30.0)",
+        "describe_group": "(name, *, timeout=30.0)",
+        "describe_groups": "(*, timeout=30.0)",
         "describe_topic": "(name, *, timeout=30.0)",
         "embedded": "property",
+        "groups": "(*, timeout=30.0)",
         "metadata": "(timeout=30.0, *, topics=None)",
         "name": "property",
         "producer": "(**options)",
         "read": "(topic, start='earliest', end='latest', partitions=None, max_bytes=None)",
         "read_batches": "(topic, start='earliest', end='latest', partitions=None, max_bytes=None)",
+        "reset_offsets": "(group, topic, to, *, timeout=30.0)",
         "shutdown": "()",
         "topics": "(*, timeout=30.0)",
     },
@@ -235,6 +243,7 @@ VERBS = {
         "--address", "--config", "--data-dir", "--debug", "--format", "--from", "--group",
         "--key-separator", "--max", "--name", "--partition", "--until",
     ],
+    "group": [],
     "verify": ["--debug", "--json"],
     "repair": ["--debug", "--json"],
     "sim": ["--debug", "--seed", "--seeds", "--trace"],
@@ -242,6 +251,7 @@ VERBS = {
 }  # fmt: skip
 
 TOPIC_VERBS = ["alter", "create", "delete", "describe", "list"]
+GROUP_VERBS = ["delete", "describe", "list", "reset-offsets"]
 
 
 def typed(function: Callable[..., Any]) -> str:
@@ -334,6 +344,7 @@ def test_the_command_line_has_these_verbs_and_options() -> None:
         options = (one for one in command.params if isinstance(one, click.Option))
         found[name] = sorted(one.opts[0] for one in options)
     assert found == VERBS
-    topic = application.get_command(context, "topic")
-    assert isinstance(topic, click.Group)
-    assert sorted(topic.commands) == TOPIC_VERBS
+    for name, verbs in (("topic", TOPIC_VERBS), ("group", GROUP_VERBS)):
+        group = application.get_command(context, name)
+        assert isinstance(group, click.Group)
+        assert sorted(group.commands) == verbs

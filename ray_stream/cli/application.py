@@ -47,6 +47,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "topic": ("topic:topic", "Create, list, describe, alter and delete topics."),
     "produce": ("records:produce", "Send each line of standard input as a record."),
     "consume": ("records:consume", "Print records as they arrive."),
+    "group": ("group:group", "List, describe, reset and delete consumer groups."),
     "verify": ("disk:verify", "Check every byte of a data directory, offline."),
     "repair": ("disk:repair", "Bring partitions back that went offline after a failed sync."),
     "sim": ("simulation:sim", "Run the seeded simulator."),

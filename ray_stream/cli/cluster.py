@@ -16,14 +16,18 @@ import click
 
 import ray_stream
 from ray_stream.cli.application import FAILED
+from ray_stream.cli.group import summary
 from ray_stream.cli.options import Target, cluster_options, config_option, json_option
 from ray_stream.cli.output import note, print_json, print_table, waiting
-from ray_stream.errors import RayNotRunningError
+from ray_stream.config import INTERNAL_PREFIX
+from ray_stream.errors import RayNotRunningError, TimeoutExpiredError
 
 if TYPE_CHECKING:
     from ray_stream.cluster.handle import Cluster
     from ray_stream.metadata.commands import BrokerMetadata, TopicMetadata
 
+GROUPS_S = 5.0
+"""How long `status` waits for the groups' coordinators."""
 LOOK_S = 1.0
 """How often a foreground cluster looks whether `ray-stream stop` ended it."""
 
@@ -163,7 +167,10 @@ def status(
                 }
                 for one in actors
             ],
-            "topics": [_topic(one) for one in metadata.topics],
+            "topics": [
+                _topic(one) for one in metadata.topics if not one.name.startswith(INTERNAL_PREFIX)
+            ],
+            "groups": _groups(cluster),
             "not_served": _not_served(metadata.topics),
         }
     if as_json:
@@ -193,6 +200,15 @@ def _topic(one: "TopicMetadata") -> dict[str, Any]:
     }
 
 
+def _groups(cluster: "Cluster") -> list[dict[str, Any]]:
+    """Groups and their lag; none while nothing coordinates them, which `not_served` tells."""
+    try:
+        return [summary(one) for one in cluster.describe_groups(timeout=GROUPS_S)]
+    except TimeoutExpiredError as error:
+        note(f"groups are left out: {error}")
+        return []
+
+
 def _not_served(topics: list["TopicMetadata"]) -> list[dict[str, Any]]:
     return [
         {"topic": one.name, "partition": partition.partition, "reason": partition.offline_reason}
@@ -211,6 +227,7 @@ def _print_status(state: dict[str, Any]) -> None:
         ("BROKERS", "brokers"),
         ("PARTITION ACTORS", "partition_actors"),
         ("TOPICS", "topics"),
+        ("GROUPS", "groups"),
         ("NOT SERVED", "not_served"),
     ):
         rows = state[key]
@@ -228,6 +245,8 @@ def _cell(column: str, value: object) -> object:
         return str(value).rpartition("/")[2]
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if value is None:
+        return "-"
     return " ".join(map(str, value)) if isinstance(value, list) else value
 
 

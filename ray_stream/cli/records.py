@@ -10,11 +10,11 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
+from ray_stream.cli.group import place
 from ray_stream.cli.options import Target, cluster_options, config_option
 from ray_stream.cli.output import note, progress
 from ray_stream.errors import GroupNotSupportedError, RayStreamError
@@ -142,11 +142,11 @@ def consume(
             f"--group {group}: consumer groups come with a later version; without it, "
             "consume reads every partition of the topic itself"
         )
-    place = _place(start)
+    where = place(start, "--from")
     separator = os.fsencode(key_separator) if key_separator else b""
     options = {"until": until, **config} if until else config
     with Target(**target).connect() as cluster, _consumer(
-        cluster, topic_name, place, partitions, options
+        cluster, topic_name, where, partitions, options
     ) as consumer:  # fmt: skip
         left = sys.maxsize if maximum is None else maximum
         for records in _arriving(consumer, bounded=until is not None):
@@ -173,32 +173,18 @@ def _arriving(consumer: "Consumer", *, bounded: bool) -> Iterator[list[Record]]:
     yield lot
 
 
-def _place(text: str) -> Any:  # noqa: ANN401 - a `StartPosition`, by what was typed
-    if text in ("earliest", "latest"):
-        return text
-    if text.isascii() and text.isdigit():
-        return int(text)
-    try:
-        return datetime.fromisoformat(text)
-    except ValueError:
-        raise click.BadParameter(
-            f"{text!r} is neither earliest, latest, an offset, nor a time such as 2026-01-31T09:00",
-            param_hint="--from",
-        ) from None
-
-
 def _consumer(
     cluster: "Cluster",
     topic: str,
-    place: Any,  # noqa: ANN401 - a `StartPosition`
+    where: Any,  # noqa: ANN401 - a `StartPosition`
     partitions: tuple[int, ...],
     options: dict[str, Any],
 ) -> "Consumer":
-    if isinstance(place, str) and not partitions:
-        return cluster.consumer(topic, **{"auto_offset_reset": place, **options})
+    if isinstance(where, str) and not partitions:
+        return cluster.consumer(topic, **{"auto_offset_reset": where, **options})
     numbers = partitions or [one.partition for one in cluster.describe_topic(topic).partitions]
     consumer = cluster.consumer(**options)
-    consumer.assign([TopicPartition(topic, number) for number in numbers], start=place)
+    consumer.assign([TopicPartition(topic, number) for number in numbers], start=where)
     return consumer
 
 

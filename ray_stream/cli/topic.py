@@ -10,6 +10,7 @@ import click
 
 from ray_stream.cli.options import Target, cluster_options, config_option, json_option
 from ray_stream.cli.output import print_json, print_table, waiting
+from ray_stream.config import INTERNAL_PREFIX
 
 if TYPE_CHECKING:
     from ray_stream.types import TopicDescription
@@ -73,6 +74,7 @@ def list_topics(as_json: bool, **target: Any) -> None:  # noqa: ANN401 - the fie
             "durability": one.config.durability,
         }
         for one in sorted(topics, key=lambda one: one.name)
+        if not one.name.startswith(INTERNAL_PREFIX)
     ]
     if as_json:
         print_json(rows)

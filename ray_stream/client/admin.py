@@ -13,6 +13,7 @@ from ray_stream.client.calls import Deadline, call, call_once, pause
 from ray_stream.client.lookups import Lookups
 from ray_stream.clock import Clock
 from ray_stream.config import (
+    INTERNAL_PREFIX,
     TopicConfig,
     check_partitions,
     check_replication_factor,
@@ -95,10 +96,11 @@ class Admin:
         )
 
     def topics(self, *, timeout: float = DEFAULT_TIMEOUT_S) -> list[str]:
-        """The names of all topics, sorted."""
+        """The names of all topics but internal ones, sorted."""
         lookups = self._lookups()
         lookups.refresh(None, Deadline(self._clock, timeout))
-        return lookups.directory.names()
+        names = lookups.directory.names()
+        return [name for name in names if not name.startswith(INTERNAL_PREFIX)]
 
     def describe_topic(self, name: str, *, timeout: float = DEFAULT_TIMEOUT_S) -> TopicDescription:
         """One topic, where its partitions are served, and their offsets.

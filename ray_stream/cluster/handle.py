@@ -22,6 +22,7 @@ from ray_stream.client.admin import Admin
 from ray_stream.client.arguments import Topic
 from ray_stream.client.calls import Deadline, call
 from ray_stream.client.consumer import Consumer
+from ray_stream.client.groups import GroupAdmin
 from ray_stream.client.producer import Producer
 from ray_stream.client.reading import read, read_batches
 from ray_stream.clock import Clock, SystemClock
@@ -36,7 +37,7 @@ from ray_stream.config import (
 )
 from ray_stream.errors import ClosedError, ForkedProcessError, RayNotRunningError
 from ray_stream.rpc.messages import MetadataRequest, MetadataResponse
-from ray_stream.types import StartPosition, TopicDescription
+from ray_stream.types import GroupDescription, StartPosition, TopicDescription, TopicPartition
 
 TIMEOUT_S = 30.0
 
@@ -75,6 +76,7 @@ class Cluster:
         self._clock = SystemClock()
         self._services = RayServices(name, self._revive)
         self._admin = Admin(self._services, self._clock)
+        self._groups = GroupAdmin(self._services, self._clock)
 
     # --- life ------------------------------------------------------------------------------------
 
@@ -180,7 +182,7 @@ class Cluster:
         )
 
     def topics(self, *, timeout: float = TIMEOUT_S) -> list[str]:
-        """The names of all topics, sorted."""
+        """The names of all topics but internal ones, sorted."""
         self._check()
         return self._admin.topics(timeout=timeout)
 
@@ -205,6 +207,35 @@ class Cluster:
         """Delete a topic and its records for good."""
         self._check()
         self._admin.delete_topic(name, timeout=timeout)
+
+    # --- groups ----------------------------------------------------------------------------------
+
+    def groups(self, *, timeout: float = TIMEOUT_S) -> list[str]:
+        """The names of all consumer groups, sorted."""
+        self._check()
+        return self._groups.groups(timeout=timeout)
+
+    def describe_group(self, name: str, *, timeout: float = TIMEOUT_S) -> GroupDescription:
+        """One group: who reads what, committed offsets, lag. See `GroupAdmin.describe_group`."""
+        self._check()
+        return self._groups.describe_group(name, timeout=timeout)
+
+    def describe_groups(self, *, timeout: float = TIMEOUT_S) -> list[GroupDescription]:
+        """All groups, by name."""
+        self._check()
+        return self._groups.describe_groups(timeout=timeout)
+
+    def reset_offsets(
+        self, group: str, topic: str, to: StartPosition, *, timeout: float = TIMEOUT_S
+    ) -> dict[TopicPartition, int]:
+        """Let a group without members go on elsewhere. See `GroupAdmin.reset_offsets`."""
+        self._check()
+        return self._groups.reset_offsets(group, topic, to, timeout=timeout)
+
+    def delete_group(self, name: str, *, timeout: float = TIMEOUT_S) -> None:
+        """Forget a group without members, and its committed offsets."""
+        self._check()
+        self._groups.delete_group(name, timeout=timeout)
 
     # --- records ---------------------------------------------------------------------------------
 
