@@ -161,8 +161,10 @@ class _Window:
         self._data = b""
 
     def view(self, position: int, length: int) -> memoryview:
-        """The bytes at `position`; fewer at the end."""
-        length = max(min(length, self._end - position), 0)
+        """The bytes at `position`; fewer at the end, none behind it."""
+        length = min(length, self._end - position)
+        if length <= 0:
+            return memoryview(b"")
         begin = position - self._start
         if begin < 0 or begin + length > len(self._data):
             self._data = self._file.read(

@@ -360,6 +360,8 @@ class MemoryFile:
         unreadable = self._storage.faults.unreadable
         if unreadable is not None and unreadable in self.path:
             raise StorageError(f"read of {self.path} failed: injected")
+        if length < 0 or position < 0:
+            raise StorageError(f"read of {self.path} failed: Invalid argument")
         return bytes(memoryview(content)[position : position + length])
 
     def write(self, buffers: Sequence[Buffer], position: int) -> None:

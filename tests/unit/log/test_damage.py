@@ -90,6 +90,19 @@ def test_every_flipped_bit_of_a_header_is_named_alike_by_verify_and_by_the_reade
         assert read == [offset for offset in range(0, 24, 2) if offset != base]
 
 
+def test_every_flipped_bit_of_the_last_length_is_damage_and_no_failing_disk() -> None:
+    """A length that leads behind the end of the file."""
+    closed = closed_log()
+    path, position, base, _ = list(positions_of_batches(closed))[-1]
+    for bit in range(HEADER_BYTES * 8):
+        storage = closed.killed()
+        storage.flip_bit(path, position + bit // 8, bit % 8)
+        assert [(one.first_offset, one.next_offset) for one in damages(storage)] == [
+            (base, base + 2)
+        ]
+        assert read_all(reopened(storage))[1] == [(base, base + 2)]
+
+
 def test_a_flipped_bit_anywhere_in_any_batch_costs_that_batch_only() -> None:
     closed = closed_log()
     for path, position, base, length in positions_of_batches(closed):
