@@ -1,8 +1,7 @@
-"""What the machine says about itself: which boot this is, and which host.
+"""What the machine says about itself: which host it is.
 
-Owns: reading them, and where a cluster's directories lie on this machine. Refuses: trusting them
-beyond what they are: the boot id tells whether a power loss may have happened since, the host id
-which directories a broker may adopt.
+Owns: reading that, and where a cluster's directories lie on this machine. Refuses: trusting it
+beyond what it is: the host id tells which directories a broker may adopt.
 """
 
 import os
@@ -13,14 +12,6 @@ from ray_stream.errors import DataDirError
 
 HOST_ID_VARIABLE = "RAY_STREAM_HOST_ID"
 DATA_DIR_VARIABLE = "RAY_STREAM_DATA_DIR"
-
-
-def boot_id() -> str:
-    """The kernel's id of this boot; empty where there is none, which reads as "another boot"."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
 
 
 def host_id() -> str:

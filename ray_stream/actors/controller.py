@@ -18,7 +18,6 @@ import ray
 from ray.exceptions import RayError
 
 from ray_stream.actors import registry, spawning
-from ray_stream.actors.boot import boot_id
 from ray_stream.actors.broker import BrokerActorClass
 from ray_stream.actors.controller_host import ControllerHost
 from ray_stream.actors.door import Door
@@ -28,6 +27,7 @@ from ray_stream.actors.journal_watch import JournalWatch
 from ray_stream.actors.loop import HostLoop
 from ray_stream.actors.metadata_log import open_metadata
 from ray_stream.actors.settings import ClusterSpec, Seat, packed
+from ray_stream.boot import boot_id
 from ray_stream.clock import SystemClock
 from ray_stream.log import locks
 from ray_stream.log.directory import METADATA_NAME

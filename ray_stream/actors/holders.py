@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ray_stream.actors import spawning
-from ray_stream.actors.boot import boot_id
+from ray_stream.boot import boot_id
 from ray_stream.errors import DataDirInUseError
 from ray_stream.log import locks
 from ray_stream.log.locks import Holder

@@ -11,13 +11,13 @@ from typing import Any
 import msgspec
 import ray
 
-from ray_stream.actors.boot import boot_id
 from ray_stream.actors.door import Door, Handler
 from ray_stream.actors.holders import end_orphan, in_use, this_process
 from ray_stream.actors.loop import HostLoop, Turning
 from ray_stream.actors.partition_control import PartitionControl
 from ray_stream.actors.partition_host import PartitionHost
 from ray_stream.actors.settings import HostSettings
+from ray_stream.boot import boot_id
 from ray_stream.clock import SystemClock
 from ray_stream.errors import RayStreamError
 from ray_stream.log import locks
@@ -70,7 +70,7 @@ class PartitionActor:
         self._holder = this_process(self._settings.host, address)
         self._storage = DiskStorage()
         self._loop = HostLoop("partitions", self._clock)
-        self._host = PartitionHost(self._clock, self._loop.sync)
+        self._host = PartitionHost(self._clock, self._loop.sync, boot_id())
         self._control = PartitionControl(
             self._host,
             self._storage,

@@ -27,6 +27,7 @@ from ray_stream.errors import (
     StorageError,
     UnknownLeaderEpochError,
 )
+from ray_stream.log import reader
 from ray_stream.log.options import LogOptions
 from ray_stream.log.partition_log import Appended, PartitionLog, SyncJob
 from ray_stream.log.storage import Buffer, Lock
@@ -35,6 +36,7 @@ from ray_stream.rpc.messages import (
     EARLIEST,
     LATEST,
     ErrorInfo,
+    Extent,
     FetchPartition,
     FetchRequest,
     FetchResponse,
@@ -137,9 +139,16 @@ def log_options(spec: AssignedPartition) -> LogOptions:
 class PartitionHost:
     """`PartitionService` over one actor's partitions. Everything runs on its owner's thread."""
 
-    def __init__(self, clock: Clock, syncer: Syncer) -> None:
-        """Args: clock: stamps and deadlines; syncer: where syncs run."""
+    def __init__(self, clock: Clock, syncer: Syncer, boot_id: str = "") -> None:
+        """Make one that has nothing open.
+
+        Args:
+            clock: stamps and deadlines.
+            syncer: where syncs run.
+            boot_id: of this machine; readers on it are told where to read. Empty: nobody is.
+        """
         self._clock = clock
+        self._boot_id = boot_id
         self._syncer = syncer
         self._partitions: dict[PartitionKey, Hosted] = {}
         self._dirty: dict[PartitionKey, Hosted] = {}
@@ -342,7 +351,8 @@ class PartitionHost:
         got = 0
         failed = False
         for address in request.partitions:
-            result, buffers, length = self._read(address, request.max_bytes - got)
+            in_place = bool(self._boot_id) and request.boot_id == self._boot_id
+            result, buffers, length = self._read(address, request.max_bytes - got, in_place)
             results.append(result)
             batches += buffers
             got += length
@@ -354,7 +364,7 @@ class PartitionHost:
         return True
 
     def _read(
-        self, address: FetchPartition, bytes_left: int
+        self, address: FetchPartition, bytes_left: int, in_place: bool
     ) -> tuple[FetchResult, list[Buffer], int]:
         hosted = self._reader(address)
         if isinstance(hosted, RayStreamError):
@@ -365,13 +375,19 @@ class PartitionHost:
             )
         log = hosted.log
         end_offset = log.readable_end
-        error = None
+        error = extent = None
         buffers: list[Buffer] = []
         if address.fetch_offset != end_offset and bytes_left > 0:
             try:
                 bytes_max = min(address.max_bytes, bytes_left)
-                read = log.read(address.fetch_offset, bytes_max=bytes_max, end_offset=end_offset)
+                read = log.read(
+                    address.fetch_offset,
+                    bytes_max=bytes_max,
+                    end_offset=end_offset,
+                    in_place=in_place,
+                )
                 buffers = list(read.batches)
+                extent = _told(read.extent)
             except RayStreamError as refused:
                 error = ErrorInfo.of(refused)
         result = FetchResult(
@@ -383,8 +399,10 @@ class PartitionHost:
             last_stable_offset=end_offset,
             log_start=log.start_offset,
             leader_epoch=log.leader_epoch,
+            extent=extent,
         )
-        return result, buffers, sum(map(len, buffers))
+        length = sum(map(len, buffers)) if extent is None else extent.length
+        return result, buffers, length
 
     def _reader(self, address: FetchPartition | ListOffsetsPartition) -> Hosted | RayStreamError:
         if address.leader_epoch >= 0:
@@ -432,6 +450,12 @@ class PartitionHost:
             timestamp=timestamp,
             leader_epoch=log.leader_epoch,
         )
+
+
+def _told(extent: reader.Extent | None) -> Extent | None:
+    if extent is None:
+        return None
+    return Extent(extent.path, extent.position, extent.length, extent.header, extent.end_offset)
 
 
 def _address_of(hosted: Hosted) -> ProducePartition:

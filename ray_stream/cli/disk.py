@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import click
 from rich.progress import Progress
 
-from ray_stream.actors.boot import boot_id
+from ray_stream.boot import boot_id
 from ray_stream.cli.application import FAILED
 from ray_stream.cli.data_directory import CountingStorage, broker_directories, unused
 from ray_stream.cli.options import debug_option, json_option

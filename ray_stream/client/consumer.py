@@ -465,6 +465,7 @@ class Consumer:
             self._hand_out.stop_run()
             self._membership.close(self._api_deadline(None))
             self._driver.step(Assign({}))
+            self._driver.close()
             self._owned.is_closed = True
 
     def __enter__(self) -> Self:

@@ -6,12 +6,16 @@ There is no thread here: answers queue up until the owner's next call, which tak
 """
 
 from collections.abc import Callable
+from typing import Any
 
+from ray_stream.boot import boot_id
 from ray_stream.client.calls import Deadline, Mailbox
 from ray_stream.client.consumer_core import ConsumerCore
 from ray_stream.client.consumer_events import Answered, Event, Reassigned, Send, Tick
+from ray_stream.client.local_reads import LocalReader
 from ray_stream.client.positions import PartitionState
 from ray_stream.clock import Clock
+from ray_stream.log.storage import DiskStorage
 from ray_stream.rpc.messages import FetchRequest, ListOffsetsRequest
 from ray_stream.rpc.services import Services
 
@@ -34,6 +38,11 @@ class Driver:
         self._core = core
         self._on_reassigned = on_reassigned
         self._mailbox = Mailbox()
+        self._local = LocalReader(DiskStorage(), boot_id())
+
+    def close(self) -> None:
+        """Nothing is asked any more."""
+        self._local.close()
 
     def step(self, event: Event) -> None:
         """Take one event, and do what comes of it."""
@@ -47,6 +56,7 @@ class Driver:
         reply = self._mailbox.reply_to(effect.request_id)
         request = effect.request
         if isinstance(request, FetchRequest):
+            request = self._local.asking(effect.request_id, effect.host, request)
             self._services.partitions(effect.host).fetch(request, reply)
         elif isinstance(request, ListOffsetsRequest):
             self._services.partitions(effect.host).list_offsets(request, reply)
@@ -57,9 +67,12 @@ class Driver:
         """Take everything that arrived, and look at the time."""
         arrived = self._mailbox.take()
         while arrived is not None:
-            self.step(Answered(*arrived))
+            self._take(*arrived)
             arrived = self._mailbox.take()
         self.step(Tick())
+
+    def _take(self, request_id: int, answer: Any) -> None:  # noqa: ANN401 - of any request
+        self.step(Answered(request_id, self._local.answered(request_id, answer)))
 
     def wait_ready(self, deadline: Deadline | None) -> PartitionState | None:
         """The partition whose turn it is; None at the deadline, or when everything was read.
@@ -88,6 +101,6 @@ class Driver:
                 left_ms = max(1, min(left_ms, wake_ms - now_ms))
             arrived = self._mailbox.take(left_ms)
             if arrived is not None:
-                self.step(Answered(*arrived))
+                self._take(*arrived)
             self.pump()
         return True

@@ -330,13 +330,16 @@ class PartitionLog:
 
     # --- read ------------------------------------------------------------------------------------
 
-    def read(self, offset: int, *, bytes_max: int, end_offset: int) -> ReadResult:
+    def read(
+        self, offset: int, *, bytes_max: int, end_offset: int, in_place: bool = False
+    ) -> ReadResult:
         """Whole batches from the one that holds `offset` on, out of one segment.
 
         Args:
             offset: where to begin; the first batch may begin in front of it.
             bytes_max: about so many bytes; at least one batch is returned.
             end_offset: no batch that reaches behind it; `readable_end`, or less.
+            in_place: tell where they are instead, for one who sees the same file.
 
         Raises:
             OffsetOutOfRangeError: outside of the log.
@@ -346,17 +349,13 @@ class PartitionLog:
         """
         end_offset = min(end_offset, self._log.end.offset)
         if not self._log.start <= offset <= self._log.end.offset:
-            raise OffsetOutOfRangeError(
-                self._log.options.topic,
-                self._log.options.partition,
-                offset,
-                self._log.start,
-                self.readable_end,
-            )
+            here = (self._log.options.topic, self._log.options.partition)
+            raise OffsetOutOfRangeError(*here, offset, self._log.start, self.readable_end)
         if offset >= end_offset:
             return ReadResult((), offset)
+        log_end = self._log.end.offset
         return self._log.reader.read(
-            offset, bytes_max=bytes_max, end_offset=end_offset, log_end=self._log.end.offset
+            offset, bytes_max=bytes_max, end_offset=end_offset, log_end=log_end, in_place=in_place
         )
 
     def offset_for_timestamp(self, timestamp: int) -> tuple[int, int] | None:

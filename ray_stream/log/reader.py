@@ -30,10 +30,31 @@ class ReadResult:
     Attributes:
         batches: in order; the first one holds the offset asked for, others follow it.
         next_offset: where to read on.
+        extent: in place of batches where they are, when that was asked for.
     """
 
     batches: tuple[memoryview, ...]
     next_offset: int
+    extent: "Extent | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Where stored batches are, for a reader that sees the same file (STORAGE section 6).
+
+    Attributes:
+        path: of the file.
+        position: where the first batch begins, which holds the offset asked for.
+        length: bytes to read; the last batch in them may be cut off, the first one is whole.
+        header: of the first batch: whoever finds other bytes there is in another file.
+        end_offset: no batch that reaches behind it may be used.
+    """
+
+    path: str
+    position: int
+    length: int
+    header: bytes
+    end_offset: int
 
 
 @dataclass(slots=True)
@@ -65,7 +86,9 @@ class LogReader:
         self.damage_found = False
         """Whether a read has found damage since this was last cleared."""
 
-    def read(self, offset: int, *, bytes_max: int, end_offset: int, log_end: int) -> ReadResult:
+    def read(
+        self, offset: int, *, bytes_max: int, end_offset: int, log_end: int, in_place: bool = False
+    ) -> ReadResult:
         """Batches from the one that holds `offset` on, out of one segment.
 
         Args:
@@ -73,6 +96,7 @@ class LogReader:
             bytes_max: about so many bytes; at least one batch.
             end_offset: no batch that reaches behind it.
             log_end: the written end, where the damage of an unreadable tail ends.
+            in_place: tell where they are, unread, if the first one's header is sound.
 
         Raises:
             CorruptRecordError: the bytes at `offset` are damaged.
@@ -85,6 +109,10 @@ class LogReader:
             self._raise_damaged(offset, DamagedRange(offset, base, "the first segment is missing"))
         segment = self._segments[number]
         taken = self._locate(segment, offset)
+        if in_place and taken.damage is None:
+            extent = _extent(segment, taken.position, bytes_max, limit)
+            if extent is not None:
+                return ReadResult((), offset, extent)
         if taken.damage is None:
             _take(segment, taken, bytes_max, limit)
         if taken.batches:
@@ -160,6 +188,20 @@ class LogReader:
         self.damage_found = True
         self._sound_until(offset, offset)
         raise AssertionError("the offset is quarantined")
+
+
+def _extent(segment: Segment, position: int, bytes_max: int, end_offset: int) -> Extent | None:
+    """Where to read from `position` on; None when what is there has to be looked at here."""
+    with segment.reading() as file:
+        raw = file.read(HEADER_BYTES, position)
+    try:
+        header = decode_header(raw)
+    except CorruptBatchError:
+        return None
+    if header.next_offset > end_offset:
+        return None
+    length = min(max(bytes_max, header.batch_bytes), segment.size - position)
+    return Extent(segment.path, position, length, raw, end_offset)
 
 
 def _take(segment: Segment, begin: _Taken, bytes_max: int, end_offset: int) -> None:

@@ -109,6 +109,18 @@ class FetchRequest(msgspec.Struct, frozen=True, tag=True, array_like=True):
     isolation_level: str = "read_committed"
     replica_id: int = -1
     replica_incarnation: str = ""
+    boot_id: str = ""
+    """Of the reader's machine, if it may read files itself; empty: the answer carries the bytes."""
+
+
+class Extent(msgspec.Struct, frozen=True, array_like=True):
+    """Where whole batches are, in a file of the leader's machine; see `log.reader.Extent`."""
+
+    path: str
+    position: int
+    length: int
+    header: bytes
+    end_offset: int
 
 
 class FetchResult(msgspec.Struct, frozen=True, array_like=True):
@@ -125,6 +137,8 @@ class FetchResult(msgspec.Struct, frozen=True, array_like=True):
     diverging_epoch: tuple[int, int] | None = None
     aborted: list[tuple[int, int]] = []
     preferred_replica: int = -1
+    extent: Extent | None = None
+    """In place of buffers: the reader is on this machine and reads them itself."""
 
 
 class FetchResponse(msgspec.Struct, frozen=True, tag=True, array_like=True):

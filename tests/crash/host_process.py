@@ -22,11 +22,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from ray_stream.actors.boot import boot_id
 from ray_stream.actors.loop import HostLoop
 from ray_stream.actors.partition import PartitionShell
 from ray_stream.actors.partition_control import PartitionControl
 from ray_stream.actors.partition_host import PartitionHost
+from ray_stream.boot import boot_id
 from ray_stream.clock import SystemClock
 from ray_stream.config import TopicConfig
 from ray_stream.errors import DataDirInUseError, StorageError

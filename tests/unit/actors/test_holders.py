@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from ray_stream.actors.boot import boot_id
 from ray_stream.actors.holders import end_orphan, start_time
+from ray_stream.boot import boot_id
 from ray_stream.log.locks import Holder
 
 HERE = "127.0.0.1:6379"
