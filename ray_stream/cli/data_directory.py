@@ -111,11 +111,6 @@ class _CountingFile:
         self._count(len(data))
         return data
 
-    def read_into(self, target: memoryview, position: int) -> int:
-        got = self._file.read_into(target, position)
-        self._count(got)
-        return got
-
     def write(self, buffers: Sequence[Buffer], position: int) -> None:
         self._file.write(buffers, position)
 

@@ -14,7 +14,6 @@ from typing import TypeVar
 
 import msgspec
 
-from ray_stream.client.read_buffers import BUFFER_BYTES, ReadBuffers
 from ray_stream.errors import CorruptBatchError, LeaderNotAvailableError, StorageError
 from ray_stream.log.storage import File, Storage
 from ray_stream.records.batch import check_payload_checksum
@@ -41,7 +40,6 @@ class LocalReader:
         self._remote: dict[str, None] = {}
         """Hosts whose files cannot be read here."""
         self._asked: dict[int, str] = {}
-        self._buffers = ReadBuffers()
 
     def asking(self, request_id: int, host: str, request: FetchRequest) -> FetchRequest:
         """The request, saying that the answer may name files."""
@@ -87,9 +85,7 @@ class LocalReader:
 
     def _read(self, extent: Extent) -> memoryview:
         """Whole batches in front of the end that was granted."""
-        target = self._buffers.take(max(len(extent.header), min(extent.length, _wanted(extent))))
-        got = self._file(extent.path).read_into(target, extent.position)
-        view = target[:got]
+        view = memoryview(self._file(extent.path).read(extent.length, extent.position))
         if view[:HEADER_BYTES] != extent.header:
             self._forget(extent.path)
             raise _SurpriseError(f"{extent.path} has other bytes at {extent.position}")
@@ -120,8 +116,3 @@ class LocalReader:
     def _forget(self, path: str) -> None:
         """A file of that name may have been made anew."""
         self._files.pop(path).close()
-
-
-def _wanted(extent: Extent) -> int:
-    """What fits into one buffer, but the first batch whole."""
-    return max(BUFFER_BYTES, decode_header(extent.header).batch_bytes)

@@ -49,10 +49,6 @@ class File(Protocol):
         """Up to `length` bytes from `position`; fewer only at the end of the file."""
         ...
 
-    def read_into(self, target: memoryview, position: int) -> int:
-        """Fill `target` from `position`; says how much there was, less only at the file's end."""
-        ...
-
     def write(self, buffers: Sequence[Buffer], position: int) -> None:
         """Write the buffers one behind the other, all of them or none.
 
@@ -195,19 +191,6 @@ class DiskFile:
             return b"".join(parts)
         except OSError as error:
             raise _translated(error, "read", self.path) from error
-
-    def read_into(self, target: memoryview, position: int) -> int:
-        """Fill `target` from `position`."""
-        got = 0
-        try:
-            while got < len(target):
-                more = os.preadv(self._descriptor, [target[got:]], position + got)
-                if not more:
-                    break
-                got += more
-        except OSError as error:
-            raise _translated(error, "read", self.path) from error
-        return got
 
     def write(self, buffers: Sequence[Buffer], position: int) -> None:
         """All of the buffers, or none."""

@@ -364,12 +364,6 @@ class MemoryFile:
             raise StorageError(f"read of {self.path} failed: Invalid argument")
         return bytes(memoryview(content)[position : position + length])
 
-    def read_into(self, target: memoryview, position: int) -> int:
-        """Fill `target` from `position`."""
-        data = self.read(len(target), position)
-        target[: len(data)] = data
-        return len(data)
-
     def write(self, buffers: Sequence[Buffer], position: int) -> None:
         """All of the buffers, or none."""
         old = len(self._content(changing=True))

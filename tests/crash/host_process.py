@@ -81,9 +81,6 @@ class FailingFile:
     def read(self, length: int, position: int) -> bytes:
         return self._file.read(length, position)
 
-    def read_into(self, target: memoryview, position: int) -> int:
-        return self._file.read_into(target, position)
-
     def write(self, buffers: Sequence[Buffer], position: int) -> None:
         self._file.write(buffers, position)
 
