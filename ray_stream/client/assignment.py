@@ -36,6 +36,8 @@ class Assignment:
         self.deliverable: dict[TopicPartition, PartitionState] = {}
         """Those with a batch to hand out or an error to raise, longest first."""
         self.subscription: Subscription | None = None
+        self.is_given = False
+        """By a group, which takes away what is gone."""
         self._bounded = False
 
     @property
@@ -50,13 +52,14 @@ class Assignment:
         for name in [one for one in self.states if one not in event.starts]:
             self._remove(name)
         self.subscription = event.subscription
+        self.is_given = event.topic_ids is not None
         self._bounded = event.ends is not None
         for name, start in event.starts.items():
             state = self.states.get(name)
-            topic_id = self._topic_id(name.topic)
+            topic_id = (event.topic_ids or {}).get(name.topic) or self._topic_id(name.topic)
             if state is None or (state.topic_id and state.topic_id != topic_id):
                 self._remove(name)
-                state = self._add(name, EARLIEST if start == KEEP else start)
+                state = self._add(name, EARLIEST if start == KEEP else start, topic_id)
             elif start != KEEP:
                 self.start(state, start)
             end = None if event.ends is None else event.ends[name]
@@ -83,12 +86,12 @@ class Assignment:
             for one in known.partitions if known is not None else ():
                 name = TopicPartition(topic, one.partition)
                 if name not in self.states:
-                    self._add(name, EARLIEST)
+                    self._add(name, EARLIEST, self._topic_id(topic))
                     added.append(name)
         return Reassigned(tuple(added), tuple(removed)) if added or removed else None
 
-    def _add(self, name: TopicPartition, start: int) -> PartitionState:
-        state = PartitionState(name, self._topic_id(name.topic), self.budget)
+    def _add(self, name: TopicPartition, start: int, topic_id: str) -> PartitionState:
+        state = PartitionState(name, topic_id, self.budget)
         self.states[name] = state
         self.start(state, start)
         return state

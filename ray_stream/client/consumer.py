@@ -1,12 +1,13 @@
 """The consumer that users hold: the same position read in four ways.
 
-Owns: the public methods, their checks, and what was handed out. Refuses: protocol decisions
-(`consumer_core`), threads of its own: everything happens in the caller's, and answers that arrive
-meanwhile wait in a queue.
+Owns: the public methods, and what is subscribed. Refuses: protocol decisions (`consumer_core`), a
+group's doings (`rebalancing`), threads of its own: everything happens in the caller's, and answers
+that arrive meanwhile wait in a queue.
 
 Interrupted by Ctrl-C, a call hands out nothing, and positions are as before it.
 """
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from itertools import chain
@@ -18,11 +19,10 @@ import pyarrow as pa
 from ray_stream.client.arguments import (
     Topic,
     count_of,
-    partition_of,
     partitions_of,
     subscription_of,
 )
-from ray_stream.client.calls import Deadline, timed_out
+from ray_stream.client.calls import Deadline
 from ray_stream.client.consumer_core import ConsumerCore
 from ray_stream.client.consumer_events import (
     KEEP,
@@ -31,17 +31,17 @@ from ray_stream.client.consumer_events import (
     Pause,
     Reassigned,
     Resume,
-    Seek,
     Subscription,
 )
 from ray_stream.client.decoding import Decoder
 from ray_stream.client.driving import Driver
 from ray_stream.client.handout import HandOut
 from ray_stream.client.lookups import Lookups, check_partition, unknown_topic
-from ray_stream.client.membership import Membership, membership_of
+from ray_stream.client.membership import Membership, membership_of, refuse
 from ray_stream.client.ownership import Ownership
-from ray_stream.client.starts import Place, places, resolved, to_ms
-from ray_stream.client.times import first_not_older
+from ray_stream.client.rebalancing import Rebalancing
+from ray_stream.client.standing import Standing
+from ray_stream.client.starts import Place, places
 from ray_stream.clock import Clock
 from ray_stream.config import ConsumerConfig
 from ray_stream.errors import InvalidArgumentError
@@ -84,7 +84,7 @@ class Consumer:
             UnknownTopicOrPartitionError: a topic does not exist.
             TimeoutExpiredError: the cluster did not say in time where the topics end.
         """
-        self._membership = membership_of(config) if membership is None else membership
+        self._membership = membership_of(config.group) if membership is None else membership
         self._config = config
         self._clock = clock
         self._cluster = cluster
@@ -92,11 +92,22 @@ class Consumer:
         self._core = ConsumerCore(config, self._lookups.directory)
         self._driver = Driver(services, clock, self._core, self._reassigned)
         self._hand_out = HandOut(self._core, self._driver, Decoder(config))
+        self._standing = Standing(
+            self._core, self._driver, self._hand_out, self._lookups, config.isolation_level
+        )
+        self._group = Rebalancing(
+            config, clock, self._core, self._driver, self._hand_out, self._membership
+        )
         self._owned = Ownership("this consumer", self._hand_out.interrupted)
         self._following = False
         wanted = tuple(topics)
         if wanted:
-            self.subscribe(*wanted)
+            try:
+                self.subscribe(*wanted)
+            except BaseException:
+                self._owned.is_closed = True
+                self._membership.abandon()
+                raise
 
     # --- what is read ----------------------------------------------------------------------------
 
@@ -106,11 +117,15 @@ class Consumer:
         Partitions that were read before go on where they stand. Others begin as
         `auto_offset_reset` says; those that appear later begin at their first record.
 
+        In a group: read this member's share of them. It is known when this returns, and read from
+        the next call that reads on, behind what the group has committed.
+
         Args:
             *topics: names, or compiled patterns that have to match the whole name.
 
         Raises:
             UnknownTopicOrPartitionError: a name that does not exist.
+            InvalidRegularExpressionError: a pattern that a group cannot match in bounded time.
             TimeoutExpiredError: no answer within `request_timeout_ms`.
         """
         with self._owned:
@@ -122,6 +137,10 @@ class Consumer:
             for name in subscription.names:
                 if directory.topic(name) is None:
                     raise unknown_topic(name)
+            if self._group.in_group:
+                self._following = True
+                self._group.subscribe(subscription, deadline)
+                return
             partitions = [
                 TopicPartition(name, one.partition)
                 for name in directory.names()
@@ -133,12 +152,12 @@ class Consumer:
     def assign(
         self, partitions: Iterable[TopicPartition], start: StartPosition | None = None
     ) -> None:
-        """Read exactly these partitions from now on.
+        """Read exactly these partitions from now on; a group is left, and keeps offsets only.
 
         Args:
             partitions: which; none at all is allowed.
             start: where to start in each; a dict may leave some out. Those without a start go on
-                where they stand, or begin as `auto_offset_reset` says.
+                where they stand, or where the group has committed, or as `auto_offset_reset` says.
 
         Raises:
             UnknownTopicOrPartitionError: one does not exist.
@@ -151,6 +170,7 @@ class Consumer:
                 self._lookups.refresh(sorted({one.topic for one in wanted}), deadline)
             for one in wanted:
                 check_partition(self._lookups.directory, one)
+            self._group.unsubscribe(deadline)
             self._assign(wanted, start, None, deadline)
 
     def _assign(
@@ -161,11 +181,13 @@ class Consumer:
         deadline: Deadline,
     ) -> None:
         chosen = places(start, partitions, "start") if start is not None else {}
+        new = [one for one in partitions if one not in chosen and one not in self._core.states]
+        chosen |= self._group.start_of(new, self._topic_id, deadline)
         wanted: dict[TopicPartition, Place] = {}
         for one in partitions:
             usual = KEEP if one in self._core.states else _RESETS[self._config.auto_offset_reset]
             wanted[one] = chosen.get(one, usual)
-        starts = self._resolved(wanted, deadline)
+        starts = self._standing.resolved(wanted, deadline)
         ends = None
         if self._config.until == "end":
             questions = dict.fromkeys(partitions, LATEST)
@@ -179,17 +201,8 @@ class Consumer:
             removed = tuple(one for one in before if one not in self._core.states)
             self._reassigned(Reassigned(added, removed))
 
-    def _resolved(
-        self, wanted: Mapping[TopicPartition, Place], deadline: Deadline
-    ) -> dict[TopicPartition, int]:
-        """Offsets; the beginning is left to the machine, which finds it even when it moves."""
-        return resolved(
-            wanted,
-            self._lookups,
-            deadline,
-            isolation_level=self._config.isolation_level,
-            keep=frozenset((EARLIEST, KEEP, NOWHERE)),
-        )
+    def _topic_id(self, name: str) -> str:
+        return self._lookups.known_topic(name, self._api_deadline(None)).topic_id
 
     def _reassigned(self, change: Reassigned) -> None:
         self._hand_out.drop_stale_run()
@@ -206,14 +219,14 @@ class Consumer:
     def pause(self, partitions: Iterable[TopicPartition] | None = None) -> None:
         """Deliver nothing of these partitions (None: all) until `resume`; positions stay."""
         with self._owned:
-            names = self._assigned(partitions)
+            names = self._standing.assigned(partitions)
             self._hand_out.stop_run()
             self._driver.step(Pause(tuple(names)))
 
     def resume(self, partitions: Iterable[TopicPartition] | None = None) -> None:
         """Deliver these partitions (None: all) again."""
         with self._owned:
-            names = self._assigned(partitions)
+            names = self._standing.assigned(partitions)
             self._hand_out.stop_run()
             self._driver.step(Resume(tuple(names)))
 
@@ -229,9 +242,9 @@ class Consumer:
 
     def _runs(self) -> Iterator[Iterator[Record]]:
         while True:
-            with self._owned:
+            with self._owned, self._group:
                 self._check_reading()
-                run = self._hand_out.next_run(self._config.max_poll_records)
+                run = self._hand_out.next_run(self._group.run_records())
             if run is None:
                 return
             yield run.records
@@ -248,8 +261,9 @@ class Consumer:
             DeserializationError: a deserializer refused the next record; `seek` skips it.
             OffsetOutOfRangeError: the position is gone, and `auto_offset_reset` is "error".
             UnknownTopicOrPartitionError: the topic was deleted.
+            FencedInstanceIdError: a newer consumer has this `group_instance_id`.
         """
-        with self._owned:
+        with self._owned, self._group:
             self._check_reading()
             usual = self._config.max_poll_records
             limit = usual if max_records is None else count_of("max_records", max_records)
@@ -267,7 +281,7 @@ class Consumer:
         Raises:
             RayStreamError: as `poll`, without deserializers.
         """
-        with self._owned:
+        with self._owned, self._group:
             self._check_reading()
             limit = None if max_records is None else count_of("max_records", max_records)
             deadline = Deadline(self._clock, timeout)
@@ -277,7 +291,7 @@ class Consumer:
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Batch by batch as they are stored, waiting for more at the end; see `fetch`."""
         while True:
-            with self._owned:
+            with self._owned, self._group:
                 self._check_reading()
                 taken = self._hand_out.next_batch(None)
             if taken is None:
@@ -305,44 +319,19 @@ class Consumer:
             TimeoutExpiredError: no answer within `request_timeout_ms`.
         """
         with self._owned:
-            if start is None and not isinstance(partition, str | tuple):
-                self._seek(self._only_partition(), partition)
-            elif start is None:
-                raise InvalidArgumentError(f"seek({partition!r}) does not say where to")
-            elif isinstance(partition, str):
-                self._seek(self._partitions_of(partition), start)
-            else:
-                self._seek(self._assigned([partition_of(partition)]), start)
-
-    def _seek(self, partitions: list[TopicPartition], start: StartPosition) -> None:
-        starts = self._resolved(places(start, partitions, "start"), self._api_deadline(None))
-        self._hand_out.stop_run()
-        self._driver.step(Seek(starts))
-
-    def _only_partition(self) -> list[TopicPartition]:
-        assigned = list(self._core.states)
-        if len(assigned) != 1:
-            raise InvalidArgumentError(
-                f"{len(assigned)} partitions are assigned: say which one, "
-                'seek(TopicPartition("topic", 0), offset)'
-            )
-        return assigned
-
-    def _partitions_of(self, topic: str) -> list[TopicPartition]:
-        found = [one for one in self._core.states if one.topic == topic]
-        if not found:
-            raise InvalidArgumentError(f"no partition of topic {topic!r} is assigned")
-        return found
+            self._standing.seek_to(partition, start, self._api_deadline(None))
 
     def seek_to_beginning(self, partitions: Iterable[TopicPartition] | None = None) -> None:
         """Go on from the first record of these partitions; None: of all."""
         with self._owned:
-            self._seek(self._assigned(partitions), "earliest")
+            names = self._standing.assigned(partitions)
+            self._standing.seek(names, "earliest", self._api_deadline(None))
 
     def seek_to_end(self, partitions: Iterable[TopicPartition] | None = None) -> None:
         """Go on behind the last record that there is now in these partitions; None: in all."""
         with self._owned:
-            self._seek(self._assigned(partitions), "latest")
+            names = self._standing.assigned(partitions)
+            self._standing.seek(names, "latest", self._api_deadline(None))
 
     def position(self, partition: TopicPartition, *, timeout: float | None = None) -> int:
         """The offset of the next record that this consumer will hand out.
@@ -352,48 +341,22 @@ class Consumer:
             timeout: seconds, if it has to be looked up; None: `request_timeout_ms`.
         """
         with self._owned:
-            (name,) = self._assigned([partition])
-            return self._positions([name], self._api_deadline(timeout))[name]
-
-    def _positions(
-        self, partitions: list[TopicPartition], deadline: Deadline
-    ) -> dict[TopicPartition, int]:
-        states = [self._core.states[name] for name in partitions]
-
-        def is_settled() -> bool:
-            return all(one.position >= 0 or one.error is not None for one in states)
-
-        if not is_settled() and not self._driver.wait(is_settled, deadline):
-            missing = next(one.name for one in states if one.position < 0)
-            what = f"looking up the position of {missing.topic}-{missing.partition}"
-            raise timed_out(what, deadline, None)
-        found = {}
-        for state in states:
-            if state.position < 0:
-                raise self._core.take_error(state)
-            found[state.name] = self._hand_out.position(state)
-        return found
+            (name,) = self._standing.assigned([partition])
+            return self._standing.positions([name], self._api_deadline(timeout))[name]
 
     def beginning_offsets(
         self, partitions: Iterable[TopicPartition] | None = None, *, timeout: float | None = None
     ) -> dict[TopicPartition, int]:
         """The first offset of each partition; None: of all that are assigned."""
-        return self._ends(partitions, EARLIEST, timeout)
+        with self._owned:
+            return self._standing.ends(partitions, EARLIEST, self._api_deadline(timeout))
 
     def end_offsets(
         self, partitions: Iterable[TopicPartition] | None = None, *, timeout: float | None = None
     ) -> dict[TopicPartition, int]:
         """The offset behind the last readable record; None: of all that are assigned."""
-        return self._ends(partitions, LATEST, timeout)
-
-    def _ends(
-        self, partitions: Iterable[TopicPartition] | None, which: int, timeout: float | None
-    ) -> dict[TopicPartition, int]:
         with self._owned:
-            names = self._core.states if partitions is None else partitions_of(partitions)
-            questions = dict.fromkeys(names, which)
-            deadline = self._api_deadline(timeout)
-            return self._lookups.offsets(questions, deadline, self._config.isolation_level)
+            return self._standing.ends(partitions, LATEST, self._api_deadline(timeout))
 
     def offsets_for_times(
         self, times: Mapping[TopicPartition, datetime | int], *, timeout: float | None = None
@@ -407,21 +370,12 @@ class Consumer:
             timeout: seconds; None: `request_timeout_ms`.
         """
         with self._owned:
-            questions = {partition_of(name): to_ms(at, "time") for name, at in times.items()}
-            deadline = self._api_deadline(timeout)
-            level = self._config.isolation_level
-            found = first_not_older(self._lookups, questions, deadline, isolation_level=level)
-            return {name: offset if offset >= 0 else None for name, offset in found.items()}
+            return self._standing.at_times(times, self._api_deadline(timeout))
 
     def lag(self, *, timeout: float | None = None) -> dict[TopicPartition, int]:
         """How many offsets each assigned partition holds beyond the position, as of now."""
         with self._owned:
-            names = list(self._core.states)
-            deadline = self._api_deadline(timeout)
-            positions = self._positions(names, deadline)
-            questions = dict.fromkeys(names, LATEST)
-            ends = self._lookups.offsets(questions, deadline, self._config.isolation_level)
-            return {name: max(0, ends[name] - positions[name]) for name in names}
+            return self._standing.lag(self._api_deadline(timeout))
 
     # --- groups ----------------------------------------------------------------------------------
 
@@ -431,42 +385,75 @@ class Consumer:
         *,
         timeout: float | None = None,
     ) -> None:
-        """Store positions in the group; None: those of all assigned partitions.
+        """Store positions in the group durably: each the offset of the next record to read.
+
+        Args:
+            offsets: of assigned partitions, not beyond their positions; None: the positions of all.
+            timeout: seconds; None: `request_timeout_ms`. The coordinator may be away for a while.
 
         Raises:
-            InvalidArgumentError: this consumer has no group.
+            InvalidArgumentError: no group, a partition that is not assigned, or an offset beyond
+                the position.
+            FencedMemberEpochError: the group has put this consumer out; what it handled since the
+                last commit is delivered again. `poll` joins the group again.
+            StaleMemberEpochError: some partitions are others' now; the message names them.
+            TimeoutExpiredError: no answer; the positions may be stored or not.
         """
         with self._owned:
             deadline = self._api_deadline(timeout)
-            if offsets is None:
-                known = [name for name, one in self._core.states.items() if one.position >= 0]
-                offsets = self._positions(known, deadline)
-            self._membership.commit(offsets, deadline)
+            if not self._group.in_group:
+                refuse("commit")
+            self._group.commit(self._standing.to_commit(offsets, deadline), deadline)
 
     def committed(
         self, partitions: Iterable[TopicPartition], *, timeout: float | None = None
     ) -> dict[TopicPartition, int | None]:
         """What the group has committed; None where nothing is.
 
+        Args:
+            partitions: of any topics, assigned or not.
+            timeout: seconds; None: `request_timeout_ms`.
+
         Raises:
             InvalidArgumentError: this consumer has no group.
+            TimeoutExpiredError: no answer.
         """
         with self._owned:
             names = partitions_of(partitions)
-            return self._membership.committed(names, self._api_deadline(timeout))
+            return self._group.committed(names, self._topic_id, self._api_deadline(timeout))
 
     # --- life cycle ------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Stop reading; a second call does nothing."""
+        """Stop reading, commit if that is automatic, leave the group; a second call does nothing.
+
+        A coordinator that is away is waited for for some seconds at most.
+        """
+        self._close(with_record_in_hand=True)
+
+    def _close(self, *, with_record_in_hand: bool) -> None:
         if self._owned.is_closed:
             return
         with self._owned:
-            self._hand_out.stop_run()
-            self._membership.close(self._api_deadline(None))
-            self._driver.step(Assign({}))
-            self._driver.close()
-            self._owned.is_closed = True
+            try:
+                self._group.close(self._api_deadline(None), with_record_in_hand=with_record_in_hand)
+            finally:
+                self._driver.step(Assign({}))
+                self._driver.close()
+                self._owned.is_closed = True
+
+    def __del__(self) -> None:
+        owned = getattr(self, "_owned", None)
+        if owned is None or owned.is_closed or not self._group.is_member:
+            return
+        warnings.warn(
+            f"{self!r} of group {self._config.group!r} was collected open: it leaves its group "
+            "without a commit; use it in a `with` block, or close() it",
+            ResourceWarning,
+            stacklevel=2,
+            source=self,
+        )
+        self._membership.abandon()
 
     def __enter__(self) -> Self:
         return self
@@ -477,23 +464,11 @@ class Consumer:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        self._close(with_record_in_hand=kind is None)
 
     def __repr__(self) -> str:
         state = "closed" if self._owned.is_closed else f"{len(self._core.states)} partitions"
         return f"<Consumer of cluster {self._cluster!r}, {state}>"
-
-    def _assigned(self, partitions: Iterable[TopicPartition] | None) -> list[TopicPartition]:
-        if partitions is None:
-            return list(self._core.states)
-        names = partitions_of(partitions)
-        for name in names:
-            if name not in self._core.states:
-                raise InvalidArgumentError(
-                    f"{name.topic}-{name.partition} is not assigned to this consumer: "
-                    "assignment() lists what is"
-                )
-        return names
 
     def _api_deadline(self, timeout: float | None) -> Deadline:
         seconds = self._config.request_timeout_ms / 1000 if timeout is None else timeout

@@ -153,6 +153,7 @@ class ConsumerCore:
             case Seek(starts):
                 for name, start in starts.items():
                     assignment.start(assignment.states[name], start)
+                    assignment.states[name].moved = True
             case Pause(partitions):
                 assignment.pause(partitions, paused=True)
             case Resume(partitions):
@@ -169,7 +170,7 @@ class ConsumerCore:
         fetch: _Wanting = {}
         look_up: _Wanting = {}
         for state in list(assignment.idle.values()):
-            address = self._address(state) if state.retry_at_ms <= now_ms else None
+            address = self._address(state, now_ms) if state.retry_at_ms <= now_ms else None
             if address is not None:
                 requests = fetch if state.reset is None else look_up
                 requests.setdefault(address.host, []).append((state, address))
@@ -184,7 +185,7 @@ class ConsumerCore:
                 assignment.settle(state)
         self._plan_metadata(now_ms, effects)
 
-    def _address(self, state: PartitionState) -> PartitionAddress | None:
+    def _address(self, state: PartitionState, now_ms: int) -> PartitionAddress | None:
         """Where to ask; None: the topic is gone (an error now), or the controller comes first."""
         topic = self._directory.topic(state.name.topic)
         if topic is None and not self._directory.is_missing(state.name.topic):
@@ -193,6 +194,10 @@ class ConsumerCore:
         if topic is not None and not state.topic_id:
             state.topic_id = topic.topic_id
         if topic is None or topic.topic_id != state.topic_id:
+            if self._assignment.is_given:
+                self._metadata_wanted = True
+                self._back_off(state, now_ms)
+                return None
             self._assignment.fail(state, _topic_gone(state.name, again=topic is not None))
             return None
         address = self._directory.address(*state.name)

@@ -48,6 +48,9 @@ class Assign:
     subscription: Subscription | None = None
     """Its partitions that appear later are read from their beginning: none of their records is
     older than the subscription."""
+    topic_ids: Mapping[str, str] | None = None
+    """Given by a group: the incarnations of these topics. One that is gone is no error, since the
+    group will take it away. None: the topics as they are now, chosen by the user."""
 
 
 @dataclass(frozen=True, slots=True)

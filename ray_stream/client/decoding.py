@@ -119,6 +119,17 @@ class Run:
         left = length_hint(self._places)
         return self._offsets[-left] if left else self._behind
 
+    @property
+    def in_hand(self) -> int:
+        """The position before the last record that was asked for."""
+        asked = len(self._offsets) - length_hint(self._places)
+        return self._offsets[asked - 1] if asked else self.position
+
+    @property
+    def left(self) -> int:
+        """How many records were not asked for yet."""
+        return length_hint(self._places)
+
     def stop(self) -> int:
         """Give out no more. Returns the position."""
         position = self.position

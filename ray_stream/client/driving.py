@@ -20,6 +20,7 @@ from ray_stream.rpc.messages import FetchRequest, ListOffsetsRequest
 from ray_stream.rpc.services import Services
 
 _LONG_MS = 60_000
+_NO_REQUEST = -1
 
 
 class Driver:
@@ -37,6 +38,8 @@ class Driver:
         self._clock = clock
         self._core = core
         self._on_reassigned = on_reassigned
+        self.turn: Callable[[], None] = _nothing
+        """Called whenever nothing is in hand: what a group says can be done now."""
         self._mailbox = Mailbox()
         self._local = LocalReader(DiskStorage(), boot_id())
 
@@ -63,6 +66,10 @@ class Driver:
         else:
             self._services.controller.metadata(request, reply)
 
+    def wake(self) -> None:
+        """End a wait, from any thread."""
+        self._mailbox.reply_to(_NO_REQUEST)(None)
+
     def pump(self) -> None:
         """Take everything that arrived, and look at the time."""
         arrived = self._mailbox.take()
@@ -80,7 +87,12 @@ class Driver:
         Args:
             deadline: when to give up; None: never.
         """
-        self.wait(lambda: self._core.ready() is not None or self._core.is_done, deadline)
+
+        def is_reached() -> bool:
+            self.turn()
+            return self._core.ready() is not None or self._core.is_done
+
+        self.wait(is_reached, deadline)
         return self._core.ready()
 
     def wait(self, is_reached: Callable[[], bool], deadline: Deadline | None) -> bool:
@@ -104,3 +116,7 @@ class Driver:
                 self._take(*arrived)
             self.pump()
         return True
+
+
+def _nothing() -> None:
+    """Nobody has anything to say."""

@@ -32,6 +32,17 @@ class TakenBatch(NamedTuple):
     stored_bytes: int
 
 
+class InHand(NamedTuple):
+    """What the last call handed out of one partition, and nobody has come back from yet."""
+
+    state: PartitionState
+    generation: int
+    position: int
+    """Before it."""
+    is_news: bool
+    """Whether that position says more than where the partition began."""
+
+
 class HandOut:
     """The end of the line, on the caller's thread."""
 
@@ -41,6 +52,7 @@ class HandOut:
         self._driver = driver
         self._decoder = decoder
         self._run: Run | None = None
+        self._in_hand: list[InHand] = []
         self._before_pump = 0
         """Records of a loop that may be handed out before looking at the network again."""
 
@@ -50,6 +62,7 @@ class HandOut:
         The position follows what the loop asked for; `stop_run` ends it early.
         """
         self.stop_run()
+        self._driver.turn()
         state = self._core.ready() if self._before_pump > 0 else None
         if state is None:
             state = self._driver.wait_ready(None)
@@ -90,8 +103,31 @@ class HandOut:
         """A call ended half-way: what was fetched ahead is dropped, positions stay."""
         run, self._run = self._run, None
         if run is not None and run.is_current:
+            before = run.state.position
             run.state.position = run.stop()
+            run.state.moved = run.state.moved or before != run.state.position
         self._core.restart()
+
+    def come_back(self) -> None:
+        """The caller is done with all that was handed out."""
+        self.stop_run()
+        self._in_hand = []
+
+    def in_hand(self) -> list[InHand]:
+        """What the last call handed out; of a loop, the last record."""
+        found = list(self._in_hand)
+        run = self._run
+        if run is not None:
+            state, position = run.state, run.in_hand
+            is_news = state.moved or position != state.position
+            generation = state.generation if run.is_current else -1
+            found.append(InHand(state, generation, position, is_news))
+        return found
+
+    def progress(self) -> object:
+        """Another value when a loop has gone on. The only method that other threads may call."""
+        run = self._run
+        return None if run is None else (id(run), run.left)
 
     def records(self, limit: int, deadline: Deadline) -> list[Record]:
         """Up to so many records; none at the deadline."""
@@ -139,24 +175,26 @@ class HandOut:
         """Have `take` called for one partition after the other, until it took enough."""
         self.stop_run()
         left = limit
-        before: list[tuple[PartitionState, int]] = []
+        before: list[InHand] = []
         try:
             while left > 0:
                 is_first = left == limit
                 state = self._driver.wait_ready(deadline) if is_first else self._core.ready()
                 if state is None or not (state.buffer or is_first):
                     break
-                before.append((state, state.position))
+                before.append(InHand(state, state.generation, state.position, state.moved))
                 taken = self._take_one(state, left, take, is_first=is_first)
                 if taken is None:
                     break
                 left -= taken
+            self._in_hand = before
             self._driver.pump()  # what is wanted next travels while the caller works
         except RayStreamError:
             raise
         except BaseException:
-            for state, position in reversed(before):
-                state.position = position
+            self._in_hand = []
+            for one in reversed(before):
+                one.state.position = one.position
             raise
 
     def _take_one(

@@ -64,6 +64,7 @@ class PartitionState:
         "generation",
         "host",
         "leader_epoch",
+        "moved",
         "name",
         "paused",
         "position",
@@ -83,6 +84,8 @@ class PartitionState:
         """Offset of the next record to hand out; -1 until it was looked up."""
         self.reset: int | None = None
         """What to look up when there is no position: `EARLIEST` or `LATEST`."""
+        self.moved = False
+        """Whether the position says more than where it began."""
         self.end: int | None = None
         """Nothing from here on is wanted."""
         self.paused = False
@@ -185,6 +188,7 @@ class PartitionState:
             self.buffer.popleft()
             self.buffered_bytes -= size
             self.budget.used -= size
+        self.moved = self.moved or position != self.position
         self.position = position
 
 

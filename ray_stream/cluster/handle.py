@@ -8,11 +8,13 @@ and never owns.
 """
 
 import os
-from collections.abc import Callable, Iterator
+import platform
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self, Unpack
 
 import pyarrow as pa
+import ray
 
 from ray_stream.actors import bootstrap, registry
 from ray_stream.actors.revival import revive_controller
@@ -23,6 +25,7 @@ from ray_stream.client.arguments import Topic
 from ray_stream.client.calls import Deadline, call
 from ray_stream.client.consumer import Consumer
 from ray_stream.client.groups import GroupAdmin
+from ray_stream.client.member import Member
 from ray_stream.client.producer import Producer
 from ray_stream.client.reading import read, read_batches
 from ray_stream.clock import Clock, SystemClock
@@ -253,7 +256,27 @@ class Cluster:
         """
         self._check()
         config = validated(ConsumerConfig, options, "consumer")
-        return Consumer(self._services, topics, config, clock=self._clock, cluster=self._name)
+        return self._member(topics, config, f"{platform.node()}:{os.getpid()}")
+
+    def _member(self, topics: Iterable[Topic], config: ConsumerConfig, client_id: str) -> Consumer:
+        """A consumer, with its place in the group if it names one; `client_id` is shown there."""
+        membership = None
+        if config.group is not None:
+            membership = Member(
+                self._services,
+                config,
+                self._clock,
+                node_id=ray.get_runtime_context().get_node_id(),
+                client_id=client_id,
+            )
+        return Consumer(
+            self._services,
+            topics,
+            config,
+            clock=self._clock,
+            cluster=self._name,
+            membership=membership,
+        )
 
     def read(
         self,

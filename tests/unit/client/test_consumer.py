@@ -563,14 +563,6 @@ def test_without_a_group_commits_are_refused(services: ThreadedServices, consume
             consumer.committed([T0])
 
 
-def test_a_group_is_refused_until_there_are_groups(
-    services: ThreadedServices, consumer_of: Make
-) -> None:
-    fill(services, 1)
-    with pytest.raises(errors.GroupNotSupportedError, match="later version"):
-        consumer_of("t", group="planners")
-
-
 # --- bad input ------------------------------------------------------------------------------------
 
 
