@@ -66,8 +66,9 @@ lint: setup  ## format, lint, types, layers
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-cache
 
-chaos: setup  ## kill things (ROUNDS=20)
+chaos: setup  ## kill things (ROUNDS=20), and look for bad examples for long
 	RAY_STREAM_CHAOS_ROUNDS=$(ROUNDS) $(PYTEST) -m chaos
+	HYPOTHESIS_PROFILE=deep $(PYTEST) -n 2 -m "not ray and not chaos" tests/property
 
 sim: setup  ## seeded simulation (SEEDS=200)
 	@$(VENV)/bin/ray-stream sim --seeds $(SEEDS) $(ARGS)

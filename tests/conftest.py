@@ -13,15 +13,14 @@ from hypothesis import HealthCheck, settings
 TMP = "/tmp"  # a Ray socket's path must fit in 107 bytes; macOS' own TMPDIR alone takes half
 HOME = pytest.StashKey[str]()
 
-settings.register_profile("dev", deadline=None, max_examples=50)
+QUIET = [HealthCheck.too_slow]  # a machine that others use, too
 settings.register_profile(
-    "ci",
-    deadline=None,
-    max_examples=200,
-    print_blob=True,
-    suppress_health_check=[HealthCheck.too_slow],
+    "usual", deadline=None, max_examples=50, print_blob=True, suppress_health_check=QUIET
 )
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if "CI" in os.environ else "dev"))
+settings.register_profile(
+    "deep", deadline=None, max_examples=1_000, print_blob=True, suppress_health_check=QUIET
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "usual"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
