@@ -172,6 +172,18 @@ class RayNotRunningError(RayStreamError):
     """Ray was shut down under a handle."""
 
 
+class ProtocolError(RayStreamError):
+    """Bytes from a peer that are no frame of ours, or one that is not taken; it is cut off."""
+
+    code = 2
+
+
+class AuthenticationError(RayStreamError):
+    """A peer did not prove that it knows the cluster's secret."""
+
+    code = 58
+
+
 class VersionMismatchError(RayStreamError):
     """Client and cluster speak different versions."""
 

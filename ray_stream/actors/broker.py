@@ -90,6 +90,7 @@ class BrokerActor:
             self._spec.name,
             node_id,
             self._spec.config,
+            self._spec.secret,
             down=lambda host: self._dispatch(hosting.HostDown(host)),
             failed=lambda host: self._spawn(self._look_into(host)),
         )

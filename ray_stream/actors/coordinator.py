@@ -101,7 +101,7 @@ class GroupCoordinatorActor(PartitionActor):
     def _turning(self, shell: PartitionShell) -> Turning:
         return GroupShell(shell, self._groups)
 
-    def _handlers(self) -> Mapping[type[msgspec.Struct], Handler]:
+    def _services(self) -> Mapping[type[msgspec.Struct], Handler]:
         self._groups = GroupHost(
             self._host,
             self._storage,
@@ -111,9 +111,6 @@ class GroupCoordinatorActor(PartitionActor):
         )
         groups = self._groups
         return {
-            **self._orders(),
-            LeadPartitions: self._lead,
-            ReleasePartitions: self._release,
             ConsumerGroupHeartbeat: groups.heartbeat,
             ListGroups: groups.list_groups,
             **dict.fromkeys(
@@ -127,6 +124,13 @@ class GroupCoordinatorActor(PartitionActor):
                 ),
                 groups.ask,
             ),
+        }
+
+    def _orders(self) -> Mapping[type[msgspec.Struct], Handler]:
+        return {
+            **super()._orders(),
+            LeadPartitions: self._lead,
+            ReleasePartitions: self._release,
         }
 
     def _soon(self, call: Any) -> None:

@@ -40,14 +40,25 @@ class NodeHosts:
         cluster: str,
         node_id: str,
         config: ClusterConfig,
+        secret: str,
         *,
         down: Callable[[str], None],
         failed: Callable[[str], None],
     ) -> None:
-        """Args: down: a host that was up is gone; failed: a log of a host went offline."""
+        """Watch over none yet.
+
+        Args:
+            cluster: its name.
+            node_id: of this node, for Ray.
+            config: the cluster's.
+            secret: the cluster's, for those that listen.
+            down: a host that was up is gone.
+            failed: a log of a host went offline.
+        """
         self._cluster = cluster
         self._node_id = node_id
         self._config = config
+        self._secret = secret
         self._down = down
         self._failed = failed
         self._actors: dict[str, Any] = {}
@@ -60,7 +71,11 @@ class NodeHosts:
         """Start one, of groups or of records; False when it could not be."""
         actor_class = GroupCoordinatorActorClass if coordinates else PartitionActorClass
         settings = HostSettings(
-            cluster=self._cluster, host=host, node_id=self._node_id, config=self._config
+            cluster=self._cluster,
+            host=host,
+            node_id=self._node_id,
+            config=self._config,
+            secret=self._secret,
         )
         options = spawning.options(host, self._node_id)
         try:

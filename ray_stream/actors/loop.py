@@ -1,7 +1,7 @@
-"""The one thread that owns the logs of an actor: drains its inbox, ends the turn, waits.
+"""The one thread that owns the logs of an actor: takes in what is there, ends the turn, waits.
 
-Owns: the inbox, the threads that sync, timers, and the thread's niceness. Refuses: requests and
-their meaning.
+Owns: the wait for posted calls and sockets at once, the threads that sync, timers, and the thread's
+niceness. Refuses: requests and their meaning.
 
 Everything that touches a host is posted here, so a host needs no lock. An exception that reaches
 the loop is a broken invariant: the process ends at once and its successor recovers from the disk.
@@ -9,7 +9,6 @@ the loop is a broken invariant: the process ends at once and its successor recov
 
 import logging
 import os
-import queue
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from typing import Protocol, TypeVar
 from ray_stream.clock import Clock
 from ray_stream.errors import StorageError
 from ray_stream.log.partition_log import SyncJob
+from ray_stream.rpc.reactor import Reactor
 
 LOG = logging.getLogger(__name__)
 SYNC_THREADS = 4
@@ -46,6 +46,30 @@ class Turning(Protocol):
         ...
 
 
+class Network(Protocol):
+    """Sockets that the loop's thread serves, too."""
+
+    def begin(self, reactor: Reactor) -> None:
+        """The thread runs: have the reactor watch the sockets."""
+        ...
+
+    def end_turn(self) -> None:
+        """Write what the turn has answered."""
+        ...
+
+    def on_time(self) -> None:
+        """A deadline passed."""
+        ...
+
+    def next_deadline_ms(self) -> int | None:
+        """The next deadline on the monotonic clock; None: none."""
+        ...
+
+    def close(self) -> None:
+        """End all connections."""
+        ...
+
+
 class HostLoop:
     """A thread with an inbox."""
 
@@ -53,15 +77,18 @@ class HostLoop:
         """Args: name: the thread's name."""
         self._name = name
         self._clock = clock
-        self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._reactor = Reactor()
+        self._network: Network | None = None
+        self._is_ending = False
         self._sync_threads = ThreadPoolExecutor(SYNC_THREADS, thread_name_prefix=f"{name}-sync")
         self._thread: threading.Thread | None = None
         self._synced_here = False
         self.niceness = 0
         self.turns = 0
 
-    def start(self, host: Turning) -> None:
-        """Start turning; the host is touched by this thread only from now on."""
+    def start(self, host: Turning, network: Network | None = None) -> None:
+        """Start turning; host and network are touched by this thread only from now on."""
+        self._network = network
         self._thread = threading.Thread(
             target=self._run, args=(host,), name=self._name, daemon=True
         )
@@ -69,20 +96,24 @@ class HostLoop:
 
     def post(self, call: Callable[[], None]) -> None:
         """Have `call` run on the loop's thread. Safe from any thread."""
-        self._inbox.put(call)
+        self._reactor.post(call)
 
     def stop(self, last: Callable[[], None]) -> None:
         """Run `last` behind everything posted so far, end the thread, wait for it."""
-        self._inbox.put(last)
-        self._inbox.put(None)
+        self.post(last)
+        self.post(self._end)
         if self._thread is not None:
             self._thread.join()
+        self._reactor.close()
         self._sync_threads.shutdown()
 
     def sync(self, job: SyncJob, done: Callable[[StorageError | None], None]) -> None:
         """`Syncer`: on a thread of its own, or here when it is the one thing to do in a turn."""
-        if not self._synced_here and self._inbox.empty():
+        is_busy = self._reactor.has_posted or self._reactor.has_ready()
+        if not self._synced_here and not is_busy:
             self._synced_here = True
+            if self._network is not None:
+                self._network.end_turn()  # what is answered already does not wait for the disk
             done(_run_job(job))
             return
 
@@ -99,40 +130,58 @@ class HostLoop:
         with ThreadPoolExecutor(SPREAD_THREADS, thread_name_prefix=f"{self._name}-spread") as pool:
             return list(pool.map(work, items))
 
+    def _end(self) -> None:
+        self._is_ending = True
+
     def _run(self, host: Turning) -> None:
         self.niceness = _claim_normal_priority()
         try:
+            if self._network is not None:
+                self._network.begin(self._reactor)
             while self._turn(host):
                 self.turns += 1
+            if self._network is not None:
+                self._network.close()
         except BaseException:
             LOG.critical("%s broke; the process ends and is replaced", self._name, exc_info=True)
             logging.shutdown()
             os._exit(70)
 
     def _turn(self, host: Turning) -> bool:
-        deadline_ms = host.next_deadline_ms()
-        wait_s = IDLE_WAIT_S
-        if deadline_ms is not None:
-            wait_s = max(0.0, (deadline_ms - self._clock.monotonic_ms()) / 1000)
-        try:
-            call = self._inbox.get(timeout=wait_s) if wait_s > 0 else self._inbox.get_nowait()
-            for _ in range(TURN_CALLS_MAX - 1):
-                if call is None:
-                    return False
-                call()
-                call = self._inbox.get_nowait()
+        """Take in what is there, end the turn; False: the last call was among it."""
+        self._reactor.wait(self._left_s(host))
+        for _ in range(TURN_CALLS_MAX):
+            call = self._reactor.next_posted()
             if call is None:
-                return False
+                break
             call()
-        except queue.Empty:
-            pass
+            if self._is_ending:
+                return False
         self._synced_here = False
         host.end_turn()
         deadline_ms = host.next_deadline_ms()
         if deadline_ms is not None and deadline_ms <= self._clock.monotonic_ms():
             host.on_time()
             host.end_turn()
+        if self._network is not None:
+            self._end_network_turn(self._network)
         return True
+
+    def _end_network_turn(self, network: Network) -> None:
+        deadline_ms = network.next_deadline_ms()
+        if deadline_ms is not None and deadline_ms <= self._clock.monotonic_ms():
+            network.on_time()
+        network.end_turn()
+
+    def _left_s(self, host: Turning) -> float:
+        """How long the thread may sleep."""
+        due = [host.next_deadline_ms()]
+        if self._network is not None:
+            due.append(self._network.next_deadline_ms())
+        deadline_ms = min((one for one in due if one is not None), default=None)
+        if deadline_ms is None:
+            return IDLE_WAIT_S
+        return min(IDLE_WAIT_S, max(0.0, (deadline_ms - self._clock.monotonic_ms()) / 1000))
 
 
 def _run_job(job: SyncJob) -> StorageError | None:

@@ -1,4 +1,4 @@
-"""The Ray shell of a partition host: one loop thread that owns its logs, and a door for Ray calls.
+"""The Ray shell of a partition host: one loop thread that owns its logs, and two ways in.
 
 Owns: the thread and the wiring. Refuses: everything else (`PartitionHost`, `PartitionControl`).
 """
@@ -13,16 +13,25 @@ import ray
 
 from ray_stream.actors.door import Door, Handler
 from ray_stream.actors.holders import end_orphan, in_use, this_process
+from ray_stream.actors.listener import Listener
 from ray_stream.actors.loop import HostLoop, Turning
 from ray_stream.actors.partition_control import PartitionControl
 from ray_stream.actors.partition_host import PartitionHost
-from ray_stream.actors.settings import HostSettings
+from ray_stream.actors.settings import HostSettings, packed
+from ray_stream.actors.spawning import node_address
 from ray_stream.boot import boot_id
 from ray_stream.clock import SystemClock
 from ray_stream.errors import RayStreamError
 from ray_stream.log import locks
 from ray_stream.log.directory import partition_name
 from ray_stream.log.storage import DiskStorage, Lock, Storage
+from ray_stream.rpc.endpoints import (
+    Endpoint,
+    endpoint_of,
+    listen_far,
+    listen_near,
+    runtime_directory,
+)
 from ray_stream.rpc.hosting import (
     AlterPartitions,
     DescribeHost,
@@ -80,15 +89,16 @@ class PartitionActor:
             locking=self._lock,
             spread=self._loop.spread,
         )
-        self._door = Door(self._loop, self._handlers())
+        self._clients = self._services()
+        self._door = Door(self._loop, {**self._clients, **self._orders()})
+        self._endpoint = Endpoint("", "", "", 0)
 
-    def _handlers(self) -> Mapping[type[msgspec.Struct], Handler]:
-        """What is answered here, and by what."""
+    def _services(self) -> Mapping[type[msgspec.Struct], Handler]:
+        """What clients are answered here, and by what."""
         return {
             ProduceRequest: self._host.produce,
             FetchRequest: self._host.fetch,
             ListOffsetsRequest: self._host.list_offsets,
-            **self._orders(),
         }
 
     def _orders(self) -> Mapping[type[msgspec.Struct], Handler]:
@@ -102,7 +112,21 @@ class PartitionActor:
         }
 
     def _start_loop(self) -> None:
-        self._loop.start(self._turning(PartitionShell(self._host, self._control)))
+        self._loop.start(self._turning(PartitionShell(self._host, self._control)), self._listen())
+
+    def _listen(self) -> Listener | None:
+        """The way in over sockets, unless this cluster has no secret that clients could prove."""
+        if not self._settings.secret:
+            return None
+        name = self._settings.host
+        sockets = [
+            listen_near(runtime_directory(), name),
+            listen_far(node_address(), name),
+        ]
+        listening = [one for one in sockets if one is not None]
+        self._endpoint = endpoint_of(boot_id(), listening)
+        secret = bytes.fromhex(self._settings.secret)
+        return Listener(name, secret, listening, self._clients, self._clock)
 
     def _turning(self, shell: PartitionShell) -> Turning:
         """What the loop drives."""
@@ -118,6 +142,11 @@ class PartitionActor:
     async def call(self, *frames: Any) -> list[Any]:
         """Answer one request."""
         return list(await self._door.call(frames))
+
+    @ray.method
+    async def endpoint(self) -> bytes:
+        """Where clients may connect: a packed `Endpoint`."""
+        return packed(self._endpoint)
 
     @ray.method
     async def watch(self) -> None:

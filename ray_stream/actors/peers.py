@@ -8,7 +8,7 @@ from typing import Any
 
 from ray.exceptions import RayError
 
-from ray_stream.actors.stubs import incoming, outgoing, unknown
+from ray_stream.actors.calls import incoming, outgoing, unknown
 from ray_stream.errors import RayStreamError, TimeoutExpiredError
 
 

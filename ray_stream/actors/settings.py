@@ -21,6 +21,12 @@ class ClusterSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Nodes that were chosen at the start."""
     config: ClusterConfig
     api_version: int
+    secret: str = ""
+    """What clients prove to know when they connect to a socket, as hex; never shown, never logged.
+    Empty: nothing listens."""
+
+    def __repr__(self) -> str:
+        return f"ClusterSpec(name={self.name!r})"
 
 
 class Seat(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +54,11 @@ class HostSettings(msgspec.Struct, frozen=True, kw_only=True):
     host: str
     node_id: str
     config: ClusterConfig
+    secret: str = ""
+    """As the cluster's."""
+
+    def __repr__(self) -> str:
+        return f"HostSettings(host={self.host!r})"
 
 
 def packed(settings: msgspec.Struct) -> bytes:

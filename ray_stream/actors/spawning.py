@@ -53,6 +53,11 @@ def ray_address() -> str:
     return str(ray.get_runtime_context().gcs_address)
 
 
+def node_address() -> str:
+    """The address by which other nodes reach this one."""
+    return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]  # Ray leaves it so
+
+
 def find(name: str) -> ActorHandle[Any] | None:
     """The living actor of that name, or None."""
     require_ray()

@@ -1,21 +1,22 @@
-"""The services of `rpc.services` over Ray calls: always works, closed ports and `ray://` included.
+"""The services of `rpc.services`, as clients are handed them.
 
-Owns: Ray's object references, and turning Ray's errors into ours. Refuses: retries and deadlines;
-callers hold their own. What crosses is bytes: an envelope and batches, never a pickled object of
-ours.
+The controller is asked by Ray calls, partition actors by whatever way their `Route` finds.
+
+Owns: which actor a request goes to, and the controller's revival. Refuses: retries and deadlines;
+callers hold their own.
 """
 
 import threading
+import weakref
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Any
 
 import msgspec
-import numpy as np
 from ray.actor import ActorHandle
-from ray.exceptions import RayError
 
 from ray_stream.actors import spawning
+from ray_stream.actors.calls import call
+from ray_stream.actors.routes import Route, Transport
 from ray_stream.errors import (
     ControllerNotAvailableError,
     OutcomeUnknownError,
@@ -37,7 +38,6 @@ from ray_stream.groups.commands import (
     ResetOffsets,
 )
 from ray_stream.groups.commands import Done as GroupDone
-from ray_stream.log.storage import Buffer
 from ray_stream.metadata.commands import (
     AlterTopic,
     CreateTopic,
@@ -48,9 +48,7 @@ from ray_stream.metadata.commands import (
     TopicCreated,
     TopicDeleted,
 )
-from ray_stream.rpc import wire
 from ray_stream.rpc.messages import (
-    Failed,
     FetchRequest,
     FetchResponse,
     ListOffsetsRequest,
@@ -62,79 +60,13 @@ from ray_stream.rpc.messages import (
 )
 from ray_stream.rpc.services import GroupService, PartitionService, Reply
 
-INLINE_BYTES = 32 * 1024
-"""Larger buffers go to Ray out of band, so that it does not copy them into a pickle."""
-
-
-def outgoing(message: msgspec.Struct) -> list[Any]:
-    """A message as arguments of a Ray call."""
-    return [_argument(frame) for frame in wire.encode(message)]
-
-
-def _argument(frame: Buffer) -> Any:
-    if len(frame) <= INLINE_BYTES:
-        return bytes(frame)
-    return np.frombuffer(frame, dtype=np.uint8)
-
-
-def incoming(frames: list[Any]) -> msgspec.Struct | RayStreamError:
-    """The answer in the frames that a Ray call returned."""
-    answer = wire.decode([memoryview(frame) for frame in frames])
-    return answer.error.to_error() if isinstance(answer, Failed) else answer
-
-
-def call(actor: Any, request: msgspec.Struct, reply: Reply[Any]) -> None:
-    """Call an actor's `call` method; `reply` gets the answer, or `OutcomeUnknownError`."""
-
-    def done(future: Future[list[Any]]) -> None:
-        try:
-            answer = incoming(future.result())
-        except RayError as error:
-            answer = unknown(request, error)
-        except RayStreamError as error:
-            answer = error
-        reply(answer)
-
-    try:
-        spawning.require_ray()  # without one, Ray would start one of its own for this call
-        reference = actor.call.remote(*outgoing(request))
-    except RayStreamError as error:
-        reply(error)
-        return
-    except RayError as error:
-        reply(unknown(request, error))
-        return
-    reference.future().add_done_callback(done)
-
-
-def unknown(request: msgspec.Struct, error: RayError) -> OutcomeUnknownError:
-    """Ray lost the peer, or cannot say: the request may have been applied."""
-    reason = str(error).strip().split("\n", maxsplit=1)[0]
-    return OutcomeUnknownError(
-        f"{type(request).__name__} got no answer ({type(error).__name__}: {reason}): "
-        "it may have been applied"
-    )
-
 
 class _Named:
     """An actor that is found by its name when it is needed first."""
 
-    def __init__(self, name: str) -> None:
-        """Args: name: the actor's full name."""
-        self._name = name
-        self._actor: ActorHandle[Any] | None = None
-
-    def _send(self, request: msgspec.Struct, reply: Reply[Any]) -> None:
-        try:
-            if self._actor is None:
-                self._actor = spawning.find(self._name)
-        except RayStreamError as error:
-            reply(error)
-            return
-        if self._actor is None:
-            reply(spawning.not_served(self._name))
-            return
-        call(self._actor, request, reply)
+    def __init__(self, route: Route) -> None:
+        """Args: route: the way to it."""
+        self._send = route.send
 
 
 class RemotePartition(_Named):
@@ -260,24 +192,36 @@ class RemoteController:
 
 
 class RayServices:
-    """`Services` over Ray calls. One for each handle; safe from any thread."""
+    """`Services` of the actors of one cluster. One for each handle; safe from any thread."""
 
     def __init__(self, cluster: str, revive: Callable[[], None]) -> None:
         """Args: revive: see `RemoteController`."""
         self.controller = RemoteController(cluster, revive)
+        self._transport = Transport(cluster)
+        self._routes: dict[str, Route] = {}
         self._hosts: dict[str, RemotePartition] = {}
         self._coordinators: dict[str, RemoteGroupCoordinator] = {}
+        self._end = weakref.finalize(self, _close_all, self._routes)
+        self._end.atexit = False  # connections serve exit hooks, and end by one of their own
 
     def partitions(self, host: str) -> PartitionService:
         """The partition actor of that full name."""
         stub = self._hosts.get(host)
         if stub is None:
-            stub = self._hosts[host] = RemotePartition(host)
+            stub = self._hosts[host] = RemotePartition(self._route(host))
         return stub
 
     def coordinator(self, host: str) -> GroupService:
         """The coordinator actor of that full name."""
         stub = self._coordinators.get(host)
         if stub is None:
-            stub = self._coordinators[host] = RemoteGroupCoordinator(host)
+            stub = self._coordinators[host] = RemoteGroupCoordinator(self._route(host))
         return stub
+
+    def _route(self, host: str) -> Route:
+        return self._routes.setdefault(host, Route(host, self._transport))
+
+
+def _close_all(routes: dict[str, Route]) -> None:
+    for route in routes.values():
+        route.close()

@@ -11,7 +11,7 @@ import ray
 from ray.exceptions import RayError
 
 from ray_stream.actors import registry, spawning
-from ray_stream.actors.stubs import incoming, outgoing
+from ray_stream.actors.calls import incoming, outgoing
 from ray_stream.cluster.handle import Cluster
 from ray_stream.errors import RayStreamError
 from ray_stream.rpc.hosting import DescribeHost, HostDescribed

@@ -5,6 +5,7 @@ Refuses: the order of a start (`actors.bootstrap`), which Ray (`cluster.embedded
 """
 
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from ray_stream.errors import (
 from ray_stream.rpc.messages import API_VERSION
 
 POLL_MS = 50
+SECRET_BYTES = 32
 
 
 def start(
@@ -164,6 +166,7 @@ def _wanted(
         ],
         config=settings,
         api_version=API_VERSION,
+        secret=secrets.token_hex(SECRET_BYTES),
     )
 
 
