@@ -14,10 +14,13 @@ if TYPE_CHECKING:
     from ray_stream import errors, serializers
     from ray_stream.client.consumer import Consumer
     from ray_stream.client.producer import Producer
+    from ray_stream.cluster.consumer_group import ConsumerGroup
     from ray_stream.cluster.handle import Cluster
     from ray_stream.cluster.starting import connect, start
     from ray_stream.errors import RayStreamError, RetriableError
     from ray_stream.types import (
+        ConsumerActorStatus,
+        ConsumerGroupStatus,
         GroupDescription,
         GroupMember,
         GroupPartition,
@@ -32,6 +35,9 @@ if TYPE_CHECKING:
 __all__ = [
     "Cluster",
     "Consumer",
+    "ConsumerActorStatus",
+    "ConsumerGroup",
+    "ConsumerGroupStatus",
     "GroupDescription",
     "GroupMember",
     "GroupPartition",
@@ -53,6 +59,7 @@ __all__ = [
 _HOMES = {
     "Cluster": "ray_stream.cluster.handle",
     "Consumer": "ray_stream.client.consumer",
+    "ConsumerGroup": "ray_stream.cluster.consumer_group",
     "Producer": "ray_stream.client.producer",
     "RayStreamError": "ray_stream.errors",
     "RetriableError": "ray_stream.errors",

@@ -13,6 +13,7 @@ Owns: names, Kafka's numbers, whether a retry may help. Refuses: deciding when t
   - DeliveryError, FlushTimeoutError, BufferFullError
   - ProducerFencedError, OutOfOrderSequenceError, UnknownProducerIdError …
   - GroupIdNotFoundError, NonEmptyGroupError, UnknownMemberIdError, Fenced…, StaleMemberEpochError …
+  - HandlerError, ConsumerActorError
   + RetriableError: the same request may succeed later
     - NotLeaderOrFollowerError, FencedLeaderEpochError, LeaderNotAvailableError …
     - OutcomeUnknownError: it may have been applied, or not
@@ -23,10 +24,12 @@ the original. Where Kafka has the error, `code` is Kafka's number.
 
 from ray_stream.error_roots import RayStreamError as RayStreamError
 from ray_stream.error_roots import RetriableError as RetriableError
+from ray_stream.group_errors import ConsumerActorError as ConsumerActorError
 from ray_stream.group_errors import FencedInstanceIdError as FencedInstanceIdError
 from ray_stream.group_errors import FencedMemberEpochError as FencedMemberEpochError
 from ray_stream.group_errors import GroupIdNotFoundError as GroupIdNotFoundError
 from ray_stream.group_errors import GroupMaxSizeReachedError as GroupMaxSizeReachedError
+from ray_stream.group_errors import HandlerError as HandlerError
 from ray_stream.group_errors import InvalidGroupIdError as InvalidGroupIdError
 from ray_stream.group_errors import InvalidRegularExpressionError as InvalidRegularExpressionError
 from ray_stream.group_errors import InvalidSessionTimeoutError as InvalidSessionTimeoutError

@@ -83,3 +83,24 @@ class OffsetMetadataTooLargeError(RayStreamError, ValueError):
     """The metadata of a committed offset is above its limit."""
 
     code = 12
+
+
+class ConsumerActorError(RayStreamError):
+    """Consumer actors do not come up, or do not stay up; the message has the reason."""
+
+
+class HandlerError(RayStreamError):
+    """A handler raised, or could not be built; `__cause__` is its error where that could travel."""
+
+    def __init__(self, actor: str, doing: str, reason: str, traceback: str) -> None:
+        super().__init__(actor, doing, reason, traceback)
+        self.actor = actor
+        self.doing = doing
+        """What failed: "handling flights-0 from offset 12 on"."""
+        self.reason = reason
+        """Class and text of the handler's error."""
+        self.traceback = traceback
+        """Where in the handler, as Python prints it."""
+
+    def __str__(self) -> str:
+        return f"{self.doing} failed in consumer actor {self.actor!r}: {self.reason}"

@@ -188,6 +188,62 @@ class GroupDescription:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class ConsumerActorStatus:
+    """One actor of a `ConsumerGroup`."""
+
+    name: str
+    state: str
+    """`starting`, `pending: needs …` (Ray cannot place it), `idle` (there are more members than
+    partitions), `waiting` (for records), `handling`, `hangs: …` (its handler does not return),
+    `silent: …`, `leaving`."""
+    partitions: tuple[TopicPartition, ...]
+    records: int
+    """Handled and committed, as far as it told."""
+    busy_s: float
+    """For how long its handler has been running; 0: it is not."""
+    pid: int
+    """0 until it runs."""
+    node_id: str
+    last_error: str
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerGroupStatus:
+    """A `ConsumerGroup`, as its owner sees it."""
+
+    group: str
+    state: str
+    """`running`, `stopping`, `stopped` or `failed`."""
+    wanted: int
+    members: tuple[ConsumerActorStatus, ...]
+    lag: Mapping[TopicPartition, int]
+    """By partition; without those that nobody could tell in time."""
+    records: int
+    """Handled by all actors that there were."""
+    rate: float
+    """Records a second, over the last seconds."""
+    restarts: int
+    """Actors that were replaced."""
+    errors: int
+    skipped: int
+    """Records whose batch failed, with `on_error="skip"`."""
+    results_dropped: int
+    last_error: str
+
+    def __str__(self) -> str:
+        total = f"{sum(self.lag.values()):,}" if self.lag else "unknown"
+        head = (
+            f"group {self.group!r} {self.state}: {len(self.members)} of {self.wanted} actors, lag "
+            f"{total}, {self.records:,} records, {self.rate:,.0f}/s, {self.restarts} restarts"
+        )
+        lines = [head, *([f"last error: {self.last_error}"] if self.last_error else [])]
+        for one in self.members:
+            read = " ".join(f"{name.topic}-{name.partition}" for name in one.partitions)
+            lines.append(f"  {one.name}: {one.state}, {one.records:,} records; {read or 'nothing'}")
+        return "\n".join(lines)
+
+
 StartPosition = (
     Literal["earliest", "latest"] | int | datetime | Mapping[int, "int | datetime | str"]
 )

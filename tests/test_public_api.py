@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 import ray_stream
-from ray_stream import Cluster, Consumer, Producer, errors, serializers
+from ray_stream import Cluster, Consumer, ConsumerGroup, Producer, errors, serializers
 from ray_stream.cli.application import application
 from ray_stream.config import (
     TOPIC_NOT_ENFORCED,
@@ -29,6 +29,9 @@ from ray_stream.errors import RayStreamError
 NAMES = [
     "Cluster",
     "Consumer",
+    "ConsumerActorStatus",
+    "ConsumerGroup",
+    "ConsumerGroupStatus",
     "GroupDescription",
     "GroupMember",
     "GroupPartition",
@@ -77,6 +80,10 @@ METHODS: dict[type, dict[str, str]] = {
         "read": "(topic, start='earliest', end='latest', partitions=None, max_bytes=None)",
         "read_batches": "(topic, start='earliest', end='latest', partitions=None, max_bytes=None)",
         "reset_offsets": "(group, topic, to, *, timeout=30.0)",
+        "run_consumers": (
+            "(handler, *, topics, group, actors=1, batch_format='records', max_records=500,"
+            " constructor_args=(), ray_actor_options=None, on_error='stop', **options)"
+        ),
         "shutdown": "()",
         "topics": "(*, timeout=30.0)",
     },
@@ -115,6 +122,16 @@ METHODS: dict[type, dict[str, str]] = {
         "seek_to_end": "(partitions=None)",
         "subscribe": "(*topics)",
     },
+}
+
+METHODS[ConsumerGroup] = {
+    "is_over": "property",
+    "name": "property",
+    "results": "()",
+    "scale": "(actors)",
+    "status": "(timeout=5.0)",
+    "stop": "(timeout=30.0)",
+    "wait": "(idle=1.0, timeout=None)",
 }
 
 MiB = 1024 * 1024
@@ -196,6 +213,7 @@ ERRORS = {
     "ClusterNotFoundError": -1,
     "ConcurrentAccessError": -1,
     "ConfigNotEnforcedError": 40,
+    "ConsumerActorError": -1,
     "CorruptRecordError": 2,
     "DataDirError": 57,
     "DataDirInUseError": 57,
@@ -205,11 +223,14 @@ ERRORS = {
     "DeserializationError": -1,
     "FlushTimeoutError": -1,
     "ForkedProcessError": -1,
+    "GroupIdNotFoundError": 69,
     "GroupNotSupportedError": 15,
+    "HandlerError": -1,
     "InvalidConfigError": 40,
     "InvalidPartitionsError": 37,
     "InvalidReplicationFactorError": 38,
     "InvalidTopicError": 17,
+    "NonEmptyGroupError": 68,
     "NotEnoughReplicasError": 19,
     "NotLeaderOrFollowerError": 6,
     "OffsetOutOfRangeError": 1,

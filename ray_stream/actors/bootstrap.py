@@ -239,8 +239,14 @@ def stop_cluster(name: str) -> list[str]:
     registry.forget(name)
     ended = []
     names = spawning.living_actors(name)
-    # The controller first: it would start the others again. Brokers close their hosts' logs.
-    for prefix in (f"{name}/controller", f"{name}/broker/", f"{name}/host/"):
+    # Consumers, while there is a group to commit to and leave. Then the controller: it would start
+    # the others again. Brokers close their hosts' logs.
+    for prefix in (
+        f"{name}/consumer/",
+        f"{name}/controller",
+        f"{name}/broker/",
+        f"{name}/host/",
+    ):
         ended += _stop_all([one for one in names if one.startswith(prefix)])
     deadline_s = time.monotonic() + STOP_S
     while spawning.living_actors(name) and time.monotonic() < deadline_s:

@@ -9,7 +9,7 @@ and never owns.
 
 import os
 import platform
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -29,7 +29,16 @@ from ray_stream.client.member import Member
 from ray_stream.client.producer import Producer
 from ray_stream.client.reading import read, read_batches
 from ray_stream.clock import Clock, SystemClock
+from ray_stream.cluster.consumer_group import ConsumerGroup, run
 from ray_stream.cluster.embedded import join
+from ray_stream.cluster.work import (
+    BatchFormat,
+    HandlerOptions,
+    OnError,
+    actor_options_of,
+    actors_of,
+    work_of,
+)
 from ray_stream.config import (
     ConsumerConfig,
     ConsumerOptions,
@@ -80,6 +89,7 @@ class Cluster:
         self._services = RayServices(name, self._revive)
         self._admin = Admin(self._services, self._clock)
         self._groups = GroupAdmin(self._services, self._clock)
+        self._consuming: list[ConsumerGroup] = []
 
     # --- life ------------------------------------------------------------------------------------
 
@@ -134,17 +144,25 @@ class Cluster:
     def close(self) -> None:
         """Close this handle; on an embedded Ray that its `start` started, stop everything.
 
-        Data stays. A second call does nothing.
+        Consumer actors that this handle has made end as `ConsumerGroup.stop` says. Data stays. A
+        second call does nothing.
 
         Raises:
+            TimeoutExpiredError: a handler did not return in time, and its actor was killed.
             RayNotRunningError: that Ray had ended already, so nothing could be stopped in order;
                 what was acknowledged is on disk all the same.
         """
         if self._closed:
             return
         self._closed = True
-        if self._on_exit is not None and os.getpid() == self._pid:
-            self._on_exit()
+        if os.getpid() != self._pid:
+            return
+        try:
+            for group in self._consuming:
+                group.stop()
+        finally:
+            if self._on_exit is not None:
+                self._on_exit()
 
     def shutdown(self) -> None:
         """Stop the cluster: its actors end, logs closed first; data stays, and so does Ray.
@@ -277,6 +295,60 @@ class Cluster:
             cluster=self._name,
             membership=membership,
         )
+
+    def run_consumers(
+        self,
+        handler: Callable[..., Any],
+        *,
+        topics: str | Iterable[Topic],
+        group: str,
+        actors: int = 1,
+        batch_format: BatchFormat = "records",
+        max_records: int = 500,
+        constructor_args: tuple[Any, ...] = (),
+        ray_actor_options: Mapping[str, Any] | None = None,
+        on_error: OnError = "stop",
+        **options: Unpack[HandlerOptions],
+    ) -> ConsumerGroup:
+        """Start actors that consume topics together, as one group.
+
+        Each takes a batch, calls the handler, and commits when that has returned: at least once. A
+        dead actor is replaced, and its partitions move. The actors belong to this process.
+
+        Args:
+            handler: a function of one batch; or a class, made once in each actor, whose objects are
+                such functions.
+            topics: names, or compiled patterns.
+            group: its name; whoever consumes under the same one shares the partitions.
+            actors: how many; those beyond the number of partitions are idle.
+            batch_format: a list of `Record`, a `pyarrow.Table`, or a `pandas.DataFrame`.
+            max_records: a batch has at most so many.
+            constructor_args: of the handler's class.
+            ray_actor_options: resources, labels, `runtime_env` …; `num_cpus` is 0 by default.
+            on_error: when the handler raises: `"stop"` ends the group with that error, `"retry"`
+                gives it the same records again, `"skip"` goes on behind the batch.
+            **options: of the consumers, as `ConsumerConfig`.
+
+        Raises:
+            InvalidArgumentError, UnknownOptionError, InvalidConfigError: about one argument.
+            UnknownTopicOrPartitionError: a topic is not there.
+        """
+        self._check()
+        count = actors_of(actors)
+        actor_options = actor_options_of(ray_actor_options)
+        work = work_of(
+            handler,
+            topics,
+            group,
+            batch_format=batch_format,
+            max_records=max_records,
+            constructor_args=constructor_args,
+            on_error=on_error,
+            options=options,
+        )
+        made = run(self, work, count, actor_options)
+        self._consuming.append(made)
+        return made
 
     def read(
         self,

@@ -29,6 +29,7 @@ USES: dict[str, Callable[[Cluster], object]] = {
     "read": lambda cluster: cluster.read("t"),
     "read_batches": lambda cluster: cluster.read_batches("t"),
     "reset_offsets": lambda cluster: cluster.reset_offsets("g", "t", 0),
+    "run_consumers": lambda cluster: cluster.run_consumers(print, topics="t", group="g"),
     "shutdown": lambda cluster: cluster.shutdown(),
     "topics": lambda cluster: cluster.topics(),
 }
