@@ -46,13 +46,14 @@ def owners(notes: Path) -> dict[int, Handled]:
     return {run.partition: run for run in read_notes(notes)}
 
 
-def until_all_flow(notes: Path) -> dict[int, Handled]:
-    """Wait until every partition was handled just now, by as many members as there are."""
+def until_all_flow(notes: Path, members: int = PARTITIONS) -> dict[int, Handled]:
+    """Wait until every partition was handled just now, by so many members."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
         found = owners(notes)
         since = time.monotonic() - 0.5
-        if len(found) == PARTITIONS and all(run.at_s > since for run in found.values()):
+        flows = len(found) == PARTITIONS and all(run.at_s > since for run in found.values())
+        if flows and len({run.member for run in found.values()}) == members:
             return found
         assert time.monotonic() < deadline, found
         time.sleep(0.1)
@@ -71,6 +72,19 @@ def until_moved(notes: Path, lost: dict[int, Handled], begun: float) -> float:
             return max(first.values()) - begun
         assert time.monotonic() < deadline, (lost, first)
         time.sleep(0.05)
+
+
+def handed_over(notes: Path, before: dict[int, Handled], now: dict[int, Handled]) -> float:
+    """The longest time between the last run of an old owner and the first of the new one."""
+    runs = [run for run in read_notes(notes) if run.at_s > min(r.at_s for r in before.values())]
+    times = []
+    for partition in (p for p in now if now[p].member != before[p].member):
+        mine = [run for run in runs if run.partition == partition]
+        old = max(
+            run.at_s for run in [before[partition], *mine] if run.member == before[partition].member
+        )
+        times.append(min(run.at_s for run in mine if run.at_s > old) - old)
+    return max(times)
 
 
 def longest_gap(notes: Path, partitions: set[int], begun: float, until: float) -> float:
@@ -126,33 +140,13 @@ def main(rounds: int) -> dict[str, object]:
                     f" (usually {usual[-1]:.3f} s)",
                     flush=True,
                 )
-            group.scale(6)
             for number in range(rounds):
-                before = until_all_flow(notes)
-                begun = time.monotonic()
-                group.scale(5)
-                members = {run.member for run in before.values()}
-                deadline = begun + PATIENCE_S
-                while True:
-                    runs = read_notes(notes)
-                    now = {run.partition: run for run in runs}
-                    moved = {p for p in now if now[p].member != before[p].member}
-                    if moved and len({run.member for run in now.values()}) < len(members):
-                        break
-                    assert time.monotonic() < deadline
-                    time.sleep(0.05)
-                first = [
-                    min(r.at_s for r in runs if r.partition == p and r.member == now[p].member)
-                    for p in moved
-                ]
-                last = [
-                    max(r.at_s for r in runs if r.partition == p and r.member == before[p].member)
-                    for p in moved
-                ]
-                left.append(max(a - b for a, b in zip(first, last, strict=True)))
-                print(f"leave {number}: {left[-1]:.3f} s", flush=True)
                 group.scale(6)
-                time.sleep(2.0)
+                before = until_all_flow(notes, 6)
+                group.scale(5)
+                now = until_all_flow(notes, 5)
+                left.append(handed_over(notes, before, now))
+                print(f"leave {number}: {left[-1]:.3f} s", flush=True)
             stop.set()
             producing.join(PATIENCE_S)
             group.stop()
