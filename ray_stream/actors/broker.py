@@ -340,7 +340,7 @@ class BrokerActor:
         """A log went offline: report what the host serves now."""
         with contextlib.suppress(OutcomeUnknownError):
             described: HostDescribed = await self._hosts.ask(host, DescribeHost())
-            await self._report(hosting.Report(host, described.served))
+            self._dispatch(hosting.Described(host, described.served))
 
     async def _report_repaired(self, repaired: list[AssignedPartition]) -> None:
         """Offline partitions whose marker is gone: `ray-stream repair` was here."""

@@ -24,6 +24,7 @@ from ray_stream.metadata.hosting_events import (
     Assigned,
     Claim,
     Claimed,
+    Described,
     Effect,
     Event,
     Failed,
@@ -53,6 +54,7 @@ __all__ = [
     "BrokerMachine",
     "Claim",
     "Claimed",
+    "Described",
     "Effect",
     "Event",
     "Failed",
@@ -138,6 +140,8 @@ class BrokerMachine:
                 effects += self._host_up(event)
             case HostDown():
                 self._host_down(event.host, now_ms)
+            case Described():
+                effects += self._described(event, now_ms)
             case Stale():
                 self._drop_stale(event)
             case Unreported():
@@ -267,6 +271,17 @@ class BrokerMachine:
                 stage, served.leader_epoch, served.config_version, now_ms + RETRY_OFFLINE_MS
             )
         return [Report(slot.host, list(event.served))] if event.served else []
+
+    def _described(self, event: Described, now_ms: int) -> list[Effect]:
+        """Should the report be lost, the next one must not call served what is offline."""
+        slot = self._slot_of(event.host)
+        if slot is None:
+            return []
+        for served in event.served:
+            state = slot.partitions.get((served.topic_id, served.partition))
+            if served.offline_reason and state is not None and state.stage is Stage.SERVED:
+                state.stage, state.retry_at_ms = Stage.OFFLINE, now_ms + RETRY_OFFLINE_MS
+        return [Report(slot.host, list(event.served))]
 
     def _drop_stale(self, event: Stale) -> None:
         slot = self._slot_of(event.host)

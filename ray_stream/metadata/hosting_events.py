@@ -76,6 +76,14 @@ class Released:
 
 
 @dataclass(slots=True)
+class Described:
+    """A living host says what it serves, because some of it is offline now."""
+
+    host: str
+    served: Sequence[PartitionServed]
+
+
+@dataclass(slots=True)
 class Stale:
     """The controller says that a host does not lead these any more: they come up anew."""
 
@@ -110,6 +118,7 @@ Event = (
     | Claimed
     | Led
     | Released
+    | Described
     | Stale
     | Unreported
     | Failed

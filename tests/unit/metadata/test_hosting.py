@@ -166,6 +166,21 @@ def test_a_report_that_was_not_heard_is_made_again() -> None:
     assert broker.step(hosting.Tick(), NOW_MS + 2 * hosting.RETRY_MS) == []
 
 
+def test_a_log_that_went_offline_is_never_called_served_again_though_its_report_was_lost() -> None:
+    broker = machine()
+    host = bring_up(broker, assigned(0), assigned(1))
+    failed = PartitionServed(TOPIC, 0, 0, 0, "a sync failed", sync_failed=True)
+    living = PartitionServed(TOPIC, 1, 0, 0)
+    (report,) = broker.step(hosting.Described(host, [failed, living]), NOW_MS)
+    assert report == hosting.Report(host, [failed, living])
+    broker.step(hosting.Unreported(host), NOW_MS)
+    (again,) = broker.step(hosting.Tick(), NOW_MS + hosting.RETRY_MS)
+    assert again == hosting.Report(host, [living])
+    assert broker.reports() == [again], "a new controller is told the same"
+    (prepare,) = broker.step(hosting.Tick(), NOW_MS + hosting.RETRY_OFFLINE_MS)
+    assert isinstance(prepare, hosting.Prepare), "it comes up, or its failure is told again"
+
+
 def test_a_partition_whose_sync_failed_is_not_opened_before_its_repair() -> None:
     broker = machine()
     offline = msgspec.structs.replace(assigned(0), offline_reason="a sync failed")
