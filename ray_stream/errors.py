@@ -469,11 +469,5 @@ class DeliveryError(RayStreamError):
 # --- groups ------------------------------------------------------------------------------------
 
 
-class GroupNotSupportedError(RayStreamError):
-    """Consumer groups are not served by this version."""
-
-    code = 15
-
-
 class InvariantViolationError(RayStreamError):
     """Our own assertion failed; the component stops rather than go on wrong."""

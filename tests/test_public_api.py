@@ -224,7 +224,6 @@ ERRORS = {
     "FlushTimeoutError": -1,
     "ForkedProcessError": -1,
     "GroupIdNotFoundError": 69,
-    "GroupNotSupportedError": 15,
     "HandlerError": -1,
     "InvalidConfigError": 40,
     "InvalidPartitionsError": 37,

@@ -16,9 +16,9 @@ from typing import Any, NoReturn
 import click
 
 from ray_stream.errors import (
-    GroupNotSupportedError,
     InvalidArgumentError,
     InvalidConfigError,
+    InvalidGroupIdError,
     InvalidPartitionsError,
     InvalidReplicationFactorError,
     InvalidTopicError,
@@ -31,7 +31,7 @@ USAGE = 2
 INTERRUPTED = 128 + signal.SIGINT
 
 _USAGE_ERRORS = (
-    GroupNotSupportedError,
+    InvalidGroupIdError,
     InvalidArgumentError,
     InvalidConfigError,
     InvalidPartitionsError,

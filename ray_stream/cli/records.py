@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
@@ -17,7 +18,7 @@ import click
 from ray_stream.cli.group import place
 from ray_stream.cli.options import Target, cluster_options, config_option
 from ray_stream.cli.output import note, progress
-from ray_stream.errors import GroupNotSupportedError, RayStreamError
+from ray_stream.errors import RayStreamError
 from ray_stream.types import Record, TopicPartition
 
 if TYPE_CHECKING:
@@ -118,7 +119,10 @@ def _is_real(source: BinaryIO) -> bool:
     help="text: the value of a record is a line. json: a record is a JSON object.",
 )  # fmt: skip
 @click.option("--key-separator", metavar="TEXT", help="Print the key and this before the value.")
-@click.option("--group", help="Not served by this version.")
+@click.option(
+    "--group", metavar="NAME",
+    help="Share the partitions with whoever consumes in that group, and go on where it stopped.",
+)  # fmt: skip
 @config_option("An option of the consumer, such as isolation_level=read_uncommitted")
 @cluster_options
 def consume(
@@ -137,40 +141,47 @@ def consume(
 
     JSON has bytes that are no UTF-8 under key_base64, value_base64.
     """
-    if group is not None:
-        raise GroupNotSupportedError(
-            f"--group {group}: consumer groups come with a later version; without it, "
-            "consume reads every partition of the topic itself"
-        )
     where = place(start, "--from")
     separator = os.fsencode(key_separator) if key_separator else b""
     options = {"until": until, **config} if until else config
+    if group is not None:
+        _check_group(where, partitions)
+        # What was printed is committed, and nothing else.
+        options = {"group": group, "enable_auto_commit": False, **options}
     with Target(**target).connect() as cluster, _consumer(
         cluster, topic_name, where, partitions, options
     ) as consumer:  # fmt: skip
         left = sys.maxsize if maximum is None else maximum
-        for records in _arriving(consumer, bounded=until is not None):
-            for record in records[:left]:
+        for records in _arriving(consumer, left, bounded=until is not None):
+            for record in records:
                 line = _as_json(record) if form == "json" else _as_text(record, separator)
                 sys.stdout.buffer.write(line + b"\n")
             sys.stdout.buffer.flush()
-            left -= len(records)
-            if left <= 0:
-                break
+            if group is not None and records:
+                consumer.commit()
 
 
-def _arriving(consumer: "Consumer", *, bounded: bool) -> Iterator[list[Record]]:
-    """Records as they come; each lot is shown before the next is waited for."""
+def _check_group(where: Any, partitions: tuple[int, ...]) -> None:  # noqa: ANN401 - any place
+    if partitions:
+        raise click.UsageError("--partition is not for a --group, which gives out partitions")
+    if not isinstance(where, str):
+        raise click.UsageError(
+            "--from takes earliest or latest in a --group, for partitions that it has not read "
+            "yet: `ray-stream group reset-offsets` moves it elsewhere"
+        )
+
+
+def _arriving(consumer: "Consumer", left: int, *, bounded: bool) -> Iterator[list[Record]]:
+    """Records as they come, so many; each lot is shown before the next is waited for."""
     if not bounded:
-        while True:
-            yield consumer.poll(timeout=POLL_S)
-    lot: list[Record] = []
-    for record in consumer:
-        lot.append(record)
-        if len(lot) == LOT:
+        while left > 0:
+            lot = consumer.poll(min(LOT, left), POLL_S)
+            left -= len(lot)
             yield lot
-            lot = []
-    yield lot
+        return
+    records = islice(consumer, left)
+    while lot := list(islice(records, LOT)):
+        yield lot
 
 
 def _consumer(

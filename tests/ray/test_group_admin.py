@@ -76,9 +76,10 @@ def test_internal_topics_are_shown_to_nobody(cluster: Cluster) -> None:
 def test_a_group_goes_on_where_it_was_reset_to(
     cluster: Cluster, to: object, where: list[int]
 ) -> None:
-    read_some(cluster, "moved", 3)
-    cluster.reset_offsets("moved", TOPIC, to)  # type: ignore[arg-type]
-    described = cluster.describe_group("moved")
+    group = f"moved to {to}"
+    read_some(cluster, group, 3)
+    cluster.reset_offsets(group, TOPIC, to)  # type: ignore[arg-type]
+    described = cluster.describe_group(group)
     assert [one.committed for one in described.partitions] == where
 
 
@@ -120,6 +121,22 @@ def test_a_deleted_group_is_forgotten(cluster: Cluster) -> None:
     assert "forgotten" in cluster.groups()
     cluster.delete_group("forgotten")
     assert "forgotten" not in cluster.groups()
+
+
+def test_consume_goes_on_where_its_group_stopped(cluster: Cluster) -> None:
+    consume = ("consume", TOPIC, "--group", "terminal", "--from", "earliest")
+    status, out, _ = invoke(*consume, "--max", "5", cluster=cluster)
+    assert (status, len(out.splitlines())) == (0, 5)
+    rest = (*consume, "--until", "end", "--format", "json")
+    status, more, _ = invoke(*rest, cluster=cluster)
+    assert (status, len(more.splitlines())) == (0, 2 * HELD - 5)
+    values = [*out.splitlines(), *(json.loads(line)["value"] for line in more.splitlines())]
+    assert sorted(values) == sorted(2 * [str(number) for number in range(HELD)])
+    assert sum(cluster.describe_group("terminal").lag.values()) == 0
+    for option in (("--from", "3"), ("--partition", "0")):
+        status, _, err = invoke(*rest, *option, cluster=cluster)
+        assert (status, err.count("\n")) == (2, 1)
+        assert option[0] in err
 
 
 def test_groups_at_the_command_line(cluster: Cluster) -> None:
