@@ -29,7 +29,7 @@ from ray_stream.types import TopicPartition
 
 _RUN_MS = 500
 """A loop is interrupted about so often, for commits and for what the group says."""
-_RUN_RECORDS = 32
+_RUN_RECORDS = 4
 """As many to begin with, until it is known how long they take."""
 
 
@@ -108,6 +108,7 @@ class Rebalancing:
         regex = regex_of(subscription.patterns)
         self._hand_out.come_back()
         if not self.is_member:
+            self._commit_positions(list(self._core.states))
             self._driver.step(Assign({}))
             self._applied = replace(NOTHING_TOLD, incarnation=self._membership.told.incarnation)
         self.is_member = True
@@ -285,8 +286,11 @@ class Rebalancing:
         if not self._membership.in_group:
             refuse("commit")
         told = self._membership.told
-        if self.is_member and told.incarnation != self._applied.incarnation and told.lost:
-            raise told.lost
+        if self.is_member:
+            if told.failed is not None:
+                raise told.failed
+            if told.lost is not None and told.incarnation != self._applied.incarnation:
+                raise told.lost
         states = self._core.states
         keys = {(states[name].topic_id, name.partition): name for name in offsets}
         if not keys:
