@@ -287,6 +287,9 @@ class Link:
                 self._read(self._sock)
         except (OSError, RayStreamError) as error:
             self._broken(self._sock, str(error))
+        except Exception as error:  # it must not end the thread that all links share
+            LOG.exception("the connection to %s fails by an error of ours", self._name)
+            self._broken(self._sock, repr(error))
 
     def _flush(self) -> None:
         with self._lock:
@@ -319,15 +322,15 @@ class Link:
                 return
 
     def _take(self, frame: Frame) -> None:
-        pending = self._pending.pop(frame.correlation_id, None)
+        pending = self._pending.get(frame.correlation_id)
         if frame.kind is not FrameKind.ANSWER or pending is None:
             raise ConnectionResetError(f"{frame.kind.name} {frame.correlation_id} answers nothing")
+        answer = wire.decode(frame.parts)
+        if isinstance(answer, Failed):
+            answer = answer.error.to_error()
+        del self._pending[frame.correlation_id]  # from here on it has its answer
         self.answers += 1
-        try:
-            answer = wire.decode(frame.parts)
-        except RayStreamError as error:
-            answer = error
-        _reply(pending[2], answer.error.to_error() if isinstance(answer, Failed) else answer)
+        _reply(pending[2], answer)
 
     # --- the I/O thread: the end ---------------------------------------------------------------
 

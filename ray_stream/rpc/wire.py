@@ -94,7 +94,7 @@ def decode(frames: Sequence[Buffer]) -> Any:  # noqa: ANN401 - the union, narrow
         raise InvalidArgumentError("an empty request: an envelope frame is needed")
     try:
         message = _DECODER.decode(frames[0])
-    except (msgspec.ValidationError, msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise InvalidArgumentError(
             f"a message that this version does not understand: {error}"
         ) from error

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from ray_stream import Cluster, errors
-from ray_stream.actors import registry
+from ray_stream.actors import registry, spawning
 from ray_stream.actors.routes import TRANSPORT_VARIABLE
 from ray_stream.actors.stubs import RayServices
 from ray_stream.client.calls import Mailbox
@@ -35,7 +35,7 @@ from ray_stream.rpc.messages import (
     ProduceRequest,
     ProduceResponse,
 )
-from tests.ray.drivers import wait_until_ended
+from tests.ray.drivers import run, wait_until_ended
 
 pytestmark = pytest.mark.ray
 TOPIC = "carried"
@@ -197,6 +197,34 @@ def test_on_one_machine_it_is_a_unix_socket_that_only_this_user_reaches(linked: 
     assert path.is_socket()
     assert path.parent.stat().st_mode & 0o777 == 0o700
     assert len(os.fsencode(path)) < 104
+
+
+def test_from_another_machine_it_is_a_port_of_the_nodes_address(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray_stream.actors.routes.boot_id", lambda: "of another machine")
+    asked = Asked(cluster, "auto")
+    before = asked.end()
+    answer = asked.answer(
+        asked.services.partitions(asked.host).produce, asked.produce(os.urandom(3 << 20))
+    )
+    assert answer.results[0].base_offset == before
+    assert asked.link is not None
+    assert asked.link.way[0] == spawning.node_address()
+
+
+def test_what_is_open_at_the_exit_is_delivered_before_the_connections_end(cluster: Cluster) -> None:
+    before = Asked(cluster, "auto").end()
+    sent = run(
+        f"""
+        cluster = ray_stream.connect(name={cluster.name!r}, address={cluster.address!r})
+        producer = cluster.producer(linger_ms=60_000)
+        for number in range(1_000):
+            producer.send({TOPIC!r}, b"%d" % number)
+        tell(number + 1)
+        """
+    )
+    assert Asked(cluster, "auto").end() == before + sent
 
 
 def test_a_killed_actor_leaves_outcomes_open_and_its_successor_answers(

@@ -15,6 +15,7 @@ from ray_stream.rpc import links, wire
 from ray_stream.rpc.endpoints import Endpoint, listen_near, stop_listening
 from ray_stream.rpc.framing import FRAME_BYTES_MAX, MAGIC, FrameKind, encode_frame
 from ray_stream.rpc.messages import (
+    ErrorInfo,
     Failed,
     FetchPartition,
     FetchRequest,
@@ -258,7 +259,9 @@ def test_bytes_that_are_no_frames_cost_their_sender_the_connection(
     assert_serves(server)
 
 
-@pytest.mark.parametrize("envelope", [b"", b"\xc1", b"\x91" * 100_000, b"\x93\xa7Nothing\x01\x02"])
+@pytest.mark.parametrize(
+    "envelope", [b"", b"\xc1", b"\x91" * 100_000, b"\x93\xa7Nothing\x01\x02", b"\x92\xa1\xfe\xc0"]
+)
 def test_an_envelope_that_is_no_message_is_answered_with_an_error(
     near: Server, envelope: bytes
 ) -> None:
@@ -396,6 +399,19 @@ def test_a_forked_child_leaves_its_parents_connection_alone(near: Server) -> Non
         _, status = os.waitpid(pid, 0)
         assert os.waitstatus_to_exitcode(status) == 0
         assert isinstance(client.ask(QUESTION), ListOffsetsResponse)
+
+
+def test_an_answer_that_is_no_answer_ends_its_connection_and_no_other(near: Server) -> None:
+    """The actor's reply names an error, with arguments that it does not take."""
+    parts = wire.encode(Failed(ErrorInfo("DeliveryError", [])))
+    with connected(near) as first, connected(near) as second:
+        assert first.link.ask(fetch(60_000), first.answers.put)
+        assert near.echo.seen.get(timeout=20) == "fetch"
+        peer = next(iter(near.listener._peers))
+        frame = encode_frame(FrameKind.ANSWER, 1, parts)
+        near.loop.post(lambda: near.listener._send(peer, frame))
+        assert isinstance(first.answers.get(timeout=20), errors.OutcomeUnknownError)
+        assert isinstance(second.ask(QUESTION), ListOffsetsResponse)
 
 
 def test_an_interrupted_write_ends_the_connection(near: Server) -> None:
