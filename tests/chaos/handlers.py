@@ -76,9 +76,9 @@ def hosts(cluster: Cluster) -> dict[str, int]:
     """Process ids of coordinator and partition actors, by name."""
     found: dict[str, int] = {}
     for broker in cluster.metadata(ANSWER_S).brokers:
-        actor = spawning.find(broker.actor_name) if broker.alive else None
+        actor: Any = spawning.find(broker.actor_name) if broker.alive else None
         if actor is not None:
-            pids = ray.get(actor.pids.remote(), timeout=ANSWER_S)
+            pids: dict[str, int] = ray.get(actor.pids.remote(), timeout=ANSWER_S)
             found |= {name: pid for name, pid in pids.items() if "/host/" in name}
     return found
 
