@@ -3,9 +3,10 @@
 Owns: their order, which offsets are news, the epoch that each one carries. Refuses: who may commit
 (`membership_core`, the coordinator).
 
-One at a time, because a later commit that overtook an earlier one would be undone by it. The epoch
-is that of the moment when it was asked for: so a commit that is repeated after its partition was
-elsewhere for a while is refused.
+One at a time, because a later commit that overtook an earlier one would be undone by it; and
+counted, so that a copy that comes late undoes nothing either. The epoch is that of the moment when
+it was asked for: so a commit that is repeated after its partition was elsewhere for a while is
+refused.
 """
 
 from collections import deque
@@ -51,6 +52,7 @@ class Commits:
         self._identity = identity
         self._link = link
         self._queue: deque[Commit] = deque()
+        self._count = 0
         self._latest: dict[PartitionKey, int] = {}
         """What is stored, or on its way."""
 
@@ -89,6 +91,7 @@ class Commits:
             if now_ms >= commit.give_up_ms:
                 effects += self._over(commit, Expired(self._link.last_error))
                 continue
+            self._count += 1
             me = self._identity
             as_member = commit.epoch != STANDALONE_EPOCH
             request = OffsetCommit(
@@ -97,6 +100,7 @@ class Commits:
                 commit.epoch,
                 [CommittedOffset(*key, offset) for key, offset in commit.offsets.items()],
                 me.instance_id if as_member else "",
+                self._count,
             )
             commit.errand = self._link.ask(request, commit, give_up_ms=commit.give_up_ms)
         return effects

@@ -12,7 +12,8 @@ Numbers of a heartbeat, and what each is for:
   has applied. Only then does its `owned` say what it released: a list that it sent before it knew
   of a revocation, and that arrives late, releases nothing.
 * `sequence`: the member's own count of its heartbeats, rising. What a late copy says about the
-  subscription is not taken for news.
+  subscription is not taken for news. Commits have one of their own: a late copy of one does not
+  undo a later one.
 """
 
 import msgspec
@@ -110,6 +111,8 @@ class OffsetCommit(msgspec.Struct, frozen=True, tag=True, array_like=True):
     member_epoch: int
     offsets: list[CommittedOffset]
     instance_id: str = ""
+    sequence: int = 0
+    """The member's own count of its commits, rising; 0: not counted."""
 
 
 class RefusedPartition(msgspec.Struct, frozen=True, array_like=True):

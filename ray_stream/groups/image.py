@@ -26,6 +26,7 @@ from ray_stream.groups.records import (
     MemberAdvanced,
     MemberAssigned,
     MemberAway,
+    MemberCommitted,
     MemberDescribed,
     MemberRemoved,
     OffsetsForgotten,
@@ -72,6 +73,10 @@ class Stored:
     metadata: str
     timestamp_ms: int
     served_ms: int
+    member_id: str = ""
+    """Who committed it; empty: nobody in particular."""
+    sequence: int = 0
+    """The member's own count of its commits."""
 
 
 @dataclass(slots=True)
@@ -244,15 +249,16 @@ def _send_away(image: Image, record: MemberAway) -> None:
     member.away = True
 
 
-def _store(image: Image, record: OffsetsStored) -> None:
+def _store(image: Image, record: OffsetsStored | MemberCommitted) -> None:
     group = image.groups.get(record.group_id)
     if group is None:
         group = Group(record.group_id, image.epoch_floor, image.epoch_floor)
         image.groups[record.group_id] = group
     image.clock(record.served_ms)
+    by = (record.member_id, record.sequence) if isinstance(record, MemberCommitted) else ("", 0)
     for topic_id, number, offset, leader_epoch, metadata in record.offsets:
         group.offsets[topic_id, number] = Stored(
-            offset, leader_epoch, metadata, record.timestamp_ms, record.served_ms
+            offset, leader_epoch, metadata, record.timestamp_ms, record.served_ms, *by
         )
 
 
@@ -311,6 +317,7 @@ _APPLY: dict[type[Record], Callable[[Image, Any], None]] = {
     MemberAdvanced: _advance,
     MemberAway: _send_away,
     OffsetsStored: _store,
+    MemberCommitted: _store,
     OffsetsForgotten: _forget,
     GroupRemoved: _remove_group,
     ClockAdvanced: _advance_clock,

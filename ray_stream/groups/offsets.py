@@ -7,7 +7,8 @@ not own that.
 A member's commit of a partition counts if the member has it, and had it in the epoch that it says:
 the epoch in which it got the partition <= the commit's <= the member's (KIP-1251). So a commit does
 not fail because a rebalance began meanwhile, and one that was sent before the partition was
-elsewhere for a while, and comes late, does.
+elsewhere for a while, and comes late, does. A late copy of a commit that the member has followed by
+another one changes nothing.
 """
 
 from ray_stream.errors import (
@@ -35,7 +36,13 @@ from ray_stream.groups.commands import (
 from ray_stream.groups.image import NEVER, Group, Image, Member, grouped, single
 from ray_stream.groups.limits import Limits, check_name, check_offset
 from ray_stream.groups.membership import living_member
-from ray_stream.groups.records import GroupRemoved, OffsetsForgotten, OffsetsStored, Record
+from ray_stream.groups.records import (
+    GroupRemoved,
+    MemberCommitted,
+    OffsetsForgotten,
+    OffsetsStored,
+    Record,
+)
 from ray_stream.groups.resolution import Resolution
 from ray_stream.groups.signs import Signs
 
@@ -65,9 +72,18 @@ def commit(
                 RefusedPartition(one.topic_id, one.partition, type(error).__name__, str(error))
             )
         else:
-            accepted.append(one)
-    records = [_stored(command.group_id, accepted, signs, now_ms)] if accepted else []
+            if not _is_late(group, command, (one.topic_id, one.partition)):
+                accepted.append(one)
+    records = [_stored(command.group_id, accepted, signs, now_ms, command)] if accepted else []
     return Resolution(records, OffsetsCommittedAnswer(refused))
+
+
+def _is_late(group: Group | None, command: OffsetCommit, key: PartitionKey) -> bool:
+    """Whether the member has stored this commit, or a later one, already."""
+    stored = None if group is None else group.offsets.get(key)
+    if stored is None or not command.sequence or stored.member_id != command.member_id:
+        return False
+    return command.sequence <= stored.sequence
 
 
 def _committer(group: Group | None, command: OffsetCommit) -> Member | None:
@@ -108,14 +124,16 @@ def _check_owner(member: Member, command: OffsetCommit, key: PartitionKey) -> No
 
 
 def _stored(
-    group_id: str, offsets: list[CommittedOffset], signs: Signs, now_ms: int
-) -> OffsetsStored:
-    return OffsetsStored(
-        group_id,
-        now_ms,
-        signs.served_ms,
-        [(o.topic_id, o.partition, o.offset, o.leader_epoch, o.metadata) for o in offsets],
-    )
+    group_id: str,
+    offsets: list[CommittedOffset],
+    signs: Signs,
+    now_ms: int,
+    by: OffsetCommit | None = None,
+) -> OffsetsStored | MemberCommitted:
+    stored = [(o.topic_id, o.partition, o.offset, o.leader_epoch, o.metadata) for o in offsets]
+    if by is None or not by.member_id:
+        return OffsetsStored(group_id, now_ms, signs.served_ms, stored)
+    return MemberCommitted(group_id, by.member_id, by.sequence, now_ms, signs.served_ms, stored)
 
 
 def fetch(image: Image, command: OffsetFetch) -> Resolution:

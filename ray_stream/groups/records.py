@@ -106,7 +106,7 @@ class MemberAway(Fact, frozen=True, tag=8):
 
 
 class OffsetsStored(Fact, frozen=True, tag=9):
-    """Positions were committed or reset."""
+    """Positions were committed by nobody in particular, or reset."""
 
     group_id: str
     timestamp_ms: int
@@ -151,6 +151,18 @@ class GroupKept(Fact, frozen=True, tag=14):
     empty_since: int
 
 
+class MemberCommitted(Fact, frozen=True, tag=15):
+    """A member stored positions."""
+
+    group_id: str
+    member_id: str
+    sequence: int
+    """The member's own count: what it sent before does not undo this."""
+    timestamp_ms: int
+    served_ms: int
+    offsets: list[Offset]
+
+
 Record = (
     GroupEpochSet
     | GroupSubscribed
@@ -166,6 +178,7 @@ Record = (
     | ClockAdvanced
     | EpochFloorSet
     | GroupKept
+    | MemberCommitted
 )
 
 _PREFIX = bytes([FORMAT])

@@ -14,6 +14,7 @@ from ray_stream.groups.records import (
     GroupSubscribed,
     MemberAssigned,
     MemberAway,
+    MemberCommitted,
     MemberDescribed,
     OffsetsStored,
     Record,
@@ -62,13 +63,15 @@ def _member_facts(group: Group, member: Member) -> Iterator[Record]:
 
 
 def _offset_facts(group: Group) -> Iterator[Record]:
-    stamps: dict[tuple[int, int], list[tuple[PartitionKey, Stored]]] = {}
-    for key, stored in group.offsets.items():
-        stamps.setdefault((stored.timestamp_ms, stored.served_ms), []).append((key, stored))
-    for (timestamp_ms, served_ms), offsets in stamps.items():
-        yield OffsetsStored(
-            group.group_id,
-            timestamp_ms,
-            served_ms,
-            [(*key, one.offset, one.leader_epoch, one.metadata) for key, one in offsets],
-        )
+    commits: dict[tuple[int, int, str, int], list[tuple[PartitionKey, Stored]]] = {}
+    for key, one in group.offsets.items():
+        commit = (one.timestamp_ms, one.served_ms, one.member_id, one.sequence)
+        commits.setdefault(commit, []).append((key, one))
+    for (timestamp_ms, served_ms, member_id, sequence), stored in commits.items():
+        offsets = [(*key, one.offset, one.leader_epoch, one.metadata) for key, one in stored]
+        if member_id:
+            yield MemberCommitted(
+                group.group_id, member_id, sequence, timestamp_ms, served_ms, offsets
+            )
+        else:
+            yield OffsetsStored(group.group_id, timestamp_ms, served_ms, offsets)

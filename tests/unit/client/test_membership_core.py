@@ -73,6 +73,14 @@ def test_heartbeats_come_at_the_interval_that_was_told_and_are_numbered() -> Non
     assert numbers == sorted(set(numbers))
 
 
+def test_a_member_to_whom_nothing_happens_does_little() -> None:
+    world = World()
+    user = joined(world)
+    before = user.steps
+    world.run(100 * INTERVAL_MS)
+    assert user.steps - before <= 2 * 100 + 10, "a request and an answer in an interval"
+
+
 def test_the_internal_topic_is_made_by_whoever_needs_it_first() -> None:
     world = World(made=False)
     user = joined(world)
@@ -402,8 +410,9 @@ def test_commits_are_stored_in_the_order_in_which_they_were_asked_for() -> None:
     world.run(300_000, lambda: numbers[-1] in user.results)
     assert [user.results[one] for one in numbers] == [[]] * 20
     assert set(world.coordinator.committed("g").values()) == {20}
-    asked = [one.offsets[0].offset for one in user.requests(OffsetCommit)]
+    asked = [(one.sequence, one.offsets[0].offset) for one in user.requests(OffsetCommit)]
     assert asked == sorted(asked)
+    assert len({sequence for sequence, _ in asked}) == len({offset for _, offset in asked})
 
 
 def test_only_news_is_committed_by_itself() -> None:
@@ -434,6 +443,7 @@ def test_a_commit_that_is_repeated_keeps_the_epoch_of_its_time() -> None:
     commits = first.requests(OffsetCommit)
     assert len(commits) > 1
     assert {one.member_epoch for one in commits} == {epoch}
+    assert {one.sequence for one in commits} == {1}, "a copy is known for one"
 
 
 def test_a_commit_gives_up_in_time_and_says_what_was_wrong() -> None:

@@ -127,6 +127,7 @@ class Consumer:
     epoch: int = JOIN_EPOCH
     revision: int = 0
     sequence: int = 0
+    commits: int = 0
     owns: dict[PartitionKey, None] = field(default_factory=dict)
     to_release: dict[PartitionKey, None] = field(default_factory=dict)
     earliest: dict[PartitionKey, bool] = field(default_factory=dict)
@@ -213,16 +214,22 @@ class Consumer:
     def commit(
         self, offsets: Mapping[PartitionKey, int], epoch: int | None = None
     ) -> OffsetsCommittedAnswer:
-        answer: OffsetsCommittedAnswer = self.coordinator.do(
-            OffsetCommit(
-                self.group_id,
-                self.member_id,
-                self.epoch if epoch is None else epoch,
-                [CommittedOffset(*key, offset) for key, offset in offsets.items()],
-                self.instance_id,
-            )
-        )
+        answer: OffsetsCommittedAnswer = self.coordinator.do(self.commit_of(offsets, epoch))
         return answer
+
+    def commit_of(
+        self, offsets: Mapping[PartitionKey, int], epoch: int | None = None
+    ) -> OffsetCommit:
+        """The request, to be sent when and as often as the network likes."""
+        self.commits += 1
+        return OffsetCommit(
+            self.group_id,
+            self.member_id,
+            self.epoch if epoch is None else epoch,
+            [CommittedOffset(*key, offset) for key, offset in offsets.items()],
+            self.instance_id,
+            self.commits,
+        )
 
     def partitions(self) -> list[int]:
         """Of any topic, sorted."""

@@ -55,6 +55,35 @@ def test_a_commit_does_not_fail_because_a_rebalance_began() -> None:
     assert one.commit(dict.fromkeys(one.owns, 6), before).refused == [], "an epoch late"
 
 
+@pytest.mark.parametrize("snapshot", [False, True])
+def test_a_late_copy_of_a_commit_does_not_undo_a_later_one(snapshot: bool) -> None:
+    coordinator = Coordinator({"flights": 2})
+    one = Consumer(coordinator, "m1")
+    one.beat()
+    early = one.commit_of({ZERO: 5, ("t-flights", 1): 5})
+    coordinator.do(early)
+    one.commit({ZERO: 9})
+    assert coordinator.do(early).refused == [], "nobody waits for a copy, or it was answered"
+    assert coordinator.committed() == {ZERO: 9, ("t-flights", 1): 5}
+    coordinator.restart(snapshot=snapshot)
+    coordinator.do(early)
+    assert coordinator.committed() == {ZERO: 9, ("t-flights", 1): 5}, "nor in a later life"
+    one.commit({ZERO: 2})
+    assert coordinator.committed()[ZERO] == 2, "a member may go back if it means to"
+
+
+def test_a_commit_is_not_measured_by_what_another_member_sent() -> None:
+    coordinator = Coordinator({"flights": 1})
+    one, two = Consumer(coordinator, "a"), Consumer(coordinator, "b")
+    one.beat()
+    for offset in range(10):
+        one.commit({ZERO: offset})
+    one.leave()
+    two.beat()
+    two.commit({ZERO: 3})
+    assert coordinator.committed() == {ZERO: 3}
+
+
 def test_a_commit_of_a_partition_that_was_released_is_refused_and_the_others_are_stored() -> None:
     coordinator = Coordinator({"flights": 4})
     one, two = Consumer(coordinator, "m1"), Consumer(coordinator, "m2")

@@ -15,6 +15,7 @@ from ray_stream.groups.records import (
     MemberAdvanced,
     MemberAssigned,
     MemberAway,
+    MemberCommitted,
     MemberDescribed,
     MemberRemoved,
     OffsetsForgotten,
@@ -50,6 +51,10 @@ EACH: list[tuple[Record, str]] = [
     (ClockAdvanced(9), "01920c09"),
     (EpochFloorSet(9), "01920d09"),
     (GroupKept("g", 7, 6, -1), "01950ea1670706ff"),
+    (
+        MemberCommitted("g", "m", 5, 8, 9, [("t", 0, 42, 3, "x")]),
+        "01970fa167a16d0508099195a174002a03a178",
+    ),
 ]
 
 
