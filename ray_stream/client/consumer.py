@@ -107,6 +107,7 @@ class Consumer:
             except BaseException:
                 self._owned.is_closed = True
                 self._membership.abandon()
+                self._driver.close()
                 raise
 
     # --- what is read ----------------------------------------------------------------------------
@@ -444,7 +445,7 @@ class Consumer:
 
     def __del__(self) -> None:
         owned = getattr(self, "_owned", None)
-        if owned is None or owned.is_closed or not self._group.is_member:
+        if owned is None or owned.is_closed or owned.is_forked or not self._group.is_member:
             return
         warnings.warn(
             f"{self!r} of group {self._config.group!r} was collected open: it leaves its group "

@@ -24,7 +24,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from ray_stream.client.calls import Deadline, timed_out
-from ray_stream.client.membership import NOTHING_TOLD, Told
+from ray_stream.client.membership import NOTHING_TOLD, Told, anew
 from ray_stream.client.membership_core import MembershipCore
 from ray_stream.client.membership_events import (
     Answered,
@@ -232,7 +232,7 @@ class Member:
         self._post(event)
         result = self._wait(number, answers, deadline.left_ms() + _GRACE_MS)
         if isinstance(result, RayStreamError):
-            raise result
+            raise anew(result)
         if isinstance(result, Expired):
             raise timed_out(what, deadline, result.last_error)
         return result

@@ -174,6 +174,11 @@ class NoGroup:
         """Nothing to leave."""
 
 
+def anew(error: RayStreamError) -> RayStreamError:
+    """An equal error to raise: one that is raised again and again keeps every frame it passed."""
+    return type(error)(*error.args)
+
+
 def refuse(method: str) -> NoReturn:
     """A method that only a consumer with a group has."""
     raise InvalidArgumentError(

@@ -35,8 +35,13 @@ class Ownership:
         self._pid = os.getpid()
         self.is_closed = False
 
+    @property
+    def is_forked(self) -> bool:
+        """Whether this is the copy in a forked child."""
+        return os.getpid() != self._pid
+
     def __enter__(self) -> None:
-        if os.getpid() != self._pid:
+        if self.is_forked:
             raise ForkedProcessError(
                 f"{self._what} was made in process {self._pid} and used in its fork "
                 f"{os.getpid()}: make another one there"

@@ -19,7 +19,7 @@ from ray_stream.client.consumer_core import ConsumerCore
 from ray_stream.client.consumer_events import KEEP, Assign, Subscription
 from ray_stream.client.driving import Driver
 from ray_stream.client.handout import HandOut
-from ray_stream.client.membership import NOTHING_TOLD, Membership, Told, refuse
+from ray_stream.client.membership import NOTHING_TOLD, Membership, Told, anew, refuse
 from ray_stream.clock import Clock
 from ray_stream.config import ConsumerConfig
 from ray_stream.errors import InvalidArgumentError, RayStreamError
@@ -182,7 +182,7 @@ class Rebalancing:
             if told is not self._applied and not self._applying:
                 self._apply(told)
             if told.failed is not None:
-                raise told.failed
+                raise anew(told.failed)
         if self._commits and self._clock.monotonic_ms() >= self._commit_at_ms:
             self._commit_positions(list(self._core.states))
 
@@ -288,9 +288,9 @@ class Rebalancing:
         told = self._membership.told
         if self.is_member:
             if told.failed is not None:
-                raise told.failed
+                raise anew(told.failed)
             if told.lost is not None and told.incarnation != self._applied.incarnation:
-                raise told.lost
+                raise anew(told.lost)
         states = self._core.states
         keys = {(states[name].topic_id, name.partition): name for name in offsets}
         if not keys:

@@ -77,10 +77,12 @@ class User:
         self.number = 0
         self.alarm_ms: int | None = None
         self.is_dead = False
+        self.steps = 0
 
     def step(self, event: Event) -> list[Effect]:
         if self.is_dead:
             return []
+        self.steps += 1
         effects = self.core.step(event, self.world.time_ms)
         for effect in effects:
             if isinstance(effect, Send):

@@ -4,6 +4,7 @@ import gc
 import re
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -721,9 +722,13 @@ def test_a_newer_consumer_of_one_instance_wins_and_the_older_is_told(
     older.poll(5)
     newer = consumer_of("t", group_instance_id="i")
     until(lambda: older._membership.told.failed is not None)
+    failed = older._membership.told.failed
+    assert failed is not None
+    passed = len(list(traceback.walk_tb(failed.__traceback__)))
     for call in (older.commit, older.poll, older.commit, older.fetch):
         with pytest.raises(errors.FencedInstanceIdError, match="newer"):
             call()
+    assert len(list(traceback.walk_tb(failed.__traceback__))) == passed, "it keeps no frames"
     assert older.assignment() == []
     assert offsets(newer.poll(5, timeout=10)) == [(0, at) for at in range(5)]
 
@@ -794,6 +799,7 @@ def test_a_group_that_nobody_answers_for_is_an_error_that_says_so(
     services.do(lambda _: services.cluster.kill_coordinator())
     with pytest.raises(errors.TimeoutExpiredError, match=f"joining group '{GROUP}'.*nothing leads"):
         consumer_of("t", request_timeout_ms=300)
+    until(lambda: not [one for one in threading.enumerate() if "group" in one.name])
 
 
 def test_close_leaves_at_once(services: GroupThreads, consumer_of: Make) -> None:
