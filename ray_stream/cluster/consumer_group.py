@@ -121,9 +121,10 @@ class ConsumerGroup:
         """How it is now.
 
         Args:
-            timeout: seconds to wait for the lag; what nobody tells in time is left out.
+            timeout: seconds to wait for the lag; what nobody tells in time is left out. 0: does
+                not ask for it.
         """
-        lag = self._lag(check_timeout(timeout))
+        lag = self._lag(timeout) if check_timeout(timeout) else {}
         view = self._crew.view()
         return ConsumerGroupStatus(
             group=self._group,

@@ -39,7 +39,7 @@ class ActFailedError(Exception):
     help="Only so many of them, for a quick look.",
 )
 def demo(keep: bool, data_dir: Path | None, count: int | None) -> None:
-    """Write 336,776 flights while a process is killed, restart from disk, verify.
+    """Write 336,776 flights while a process is killed, restart from disk, consume, verify.
 
     Everything runs on a local Ray of its own, which the demo starts and stops.
     """

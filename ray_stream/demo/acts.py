@@ -1,4 +1,4 @@
-"""The two acts: write with a kill half-way; start again from disk, read and judge.
+"""The two acts: write with a kill half-way; start again from disk, read, consume and judge.
 
 Owns: the story, through the public API alone. Refuses: showing it, and the processes' pipes.
 """
@@ -19,7 +19,7 @@ import ray_stream
 from ray_stream import serializers
 from ray_stream.cluster.handle import Cluster
 from ray_stream.cluster.inspection import partition_actors
-from ray_stream.demo import flights, verdict
+from ray_stream.demo import delays, flights, verdict
 from ray_stream.demo.child import Speaker
 from ray_stream.demo.events import Began, Event, Failed, Killed, Progressed, Verified, Written
 from ray_stream.errors import RayStreamError
@@ -172,7 +172,7 @@ def write(data_dir: str, count: int, say: Say) -> None:
         start_s = time.monotonic() - begun
         reader = ReaderAlong(cluster, len(frame))
         writer = Writer(cluster, len(frame))
-        say(Began("writing", total=len(frame)))
+        say(Began("writing", total=len(frame), along="reading along"))
         reader.start()
         with _telling(lambda: say(Progressed(writer.ledger.count, reader.count))):
             begun = time.monotonic()
@@ -197,7 +197,7 @@ def write(data_dir: str, count: int, say: Say) -> None:
 
 
 def verify(data_dir: str, count: int, say: Say) -> None:
-    """The second act: start again from disk, read everything through Arrow, judge it."""
+    """The second act: start again from disk, read everything in two ways, judge both."""
     say(Began("starting again from disk"))
     begun = time.monotonic()
     with ray_stream.start(data_dir=data_dir) as cluster:
@@ -206,12 +206,17 @@ def verify(data_dir: str, count: int, say: Say) -> None:
         begun = time.monotonic()
         table = cluster.read(TOPIC)
         read_s = time.monotonic() - begun
+        say(Began("starting a group of consumer actors"))
+        source = _flights(count)
+        consumed = delays.consume(cluster, TOPIC, source, say)
         say(Began("stopping everything"))
     say(Began("verifying"))
-    found = verdict.judge(table, _flights(count))
+    found = verdict.judge(table, source)
     if found.problems:
         raise NotHeldError("; ".join(found.problems))
-    say(Verified(start_s, read_s, table.num_rows, found.verified))
+    carriers = source[flights.CARRIER].nunique()
+    found.verified.append(f"delays of each of the {carriers} carriers, added up by the group, too")
+    say(Verified(start_s, read_s, table.num_rows, consumed, found.verified))
 
 
 ACTS = {"write": write, "verify": verify}
@@ -249,7 +254,7 @@ def main(act: str, data_dir: str, count: str, descriptor: str) -> int:
     say = Speaker(int(descriptor))
     try:
         ACTS[act](data_dir, int(count), say)
-    except (NotHeldError, RayStreamError) as error:
+    except (NotHeldError, delays.NotConsumedError, RayStreamError) as error:
         traceback.print_exc()
         say(Failed(" ".join(str(error).split())))
     except Exception as error:  # noqa: BLE001 - told to the parent, whatever it is

@@ -12,13 +12,15 @@ class Began(msgspec.Struct, frozen=True, tag=True):
     step: str
     total: int = 0
     """Records that it will go through; 0: unknown."""
+    along: str = ""
+    """What goes on beside it, at its own pace."""
 
 
 class Progressed(msgspec.Struct, frozen=True, tag=True):
-    """How far writing and reading along have come."""
+    """How far a step, and what goes along with it, have come."""
 
-    acknowledged: int
-    read: int
+    done: int
+    along: int = 0
 
 
 class Killed(msgspec.Struct, frozen=True, tag=True):
@@ -45,12 +47,38 @@ class Written(msgspec.Struct, frozen=True, tag=True):
     live_s: float
 
 
+class KilledConsumer(msgspec.Struct, frozen=True):
+    """`kill -9` of the process of a consumer actor."""
+
+    actor: str
+    pid: int
+    after: int
+    """Records that the group had handled."""
+    moved_s: float
+    """From then on until its partitions belonged to living actors."""
+
+
+class Consumed(msgspec.Struct, frozen=True, tag=True):
+    """What a group of consumer actors did in the second act."""
+
+    actors: int
+    records: int
+    consume_s: float
+    killed: KilledConsumer
+    repeated: int
+    """Records that were handled twice."""
+    more_actors: int
+    idle: int
+    """Of those."""
+
+
 class Verified(msgspec.Struct, frozen=True, tag=True):
     """The end of the second act."""
 
     start_s: float
     read_s: float
     records: int
+    consumed: Consumed
     verified: list[str]
 
 

@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from ray_stream.demo.events import Began, Event, Killed, Progressed, Verified, Written
+from ray_stream.demo.events import Began, Consumed, Event, Killed, Progressed, Verified, Written
 
 MB = 1_000_000
 
@@ -50,9 +50,10 @@ class Stage:
         match event:
             case Began():
                 self._begin(event)
-            case Progressed() if self._step is not None and self._read is not None:
-                self._progress.update(self._step, completed=event.acknowledged)
-                self._progress.update(self._read, completed=event.read)
+            case Progressed() if self._step is not None:
+                self._progress.update(self._step, completed=event.done)
+                if self._read is not None:
+                    self._progress.update(self._read, completed=event.along)
             case _:
                 pass
 
@@ -63,8 +64,8 @@ class Stage:
         self._read = None
         # A step of unknown length has a bar that moves.
         self._step = self._progress.add_task(event.step, total=event.total or None)
-        if event.total:
-            self._read = self._progress.add_task("reading along", total=event.total)
+        if event.along:
+            self._read = self._progress.add_task(event.along, total=event.total)
         if not self._console.is_terminal:
             self._console.print(f"demo: {event.step}")
 
@@ -126,6 +127,20 @@ def _lines(written: Written, verified: Verified) -> Iterator[tuple[str, str]]:
         "read again",
         f"{verified.records:,} records through Arrow: {_rate(verified.records, verified.read_s)}",
     )
+    yield from _group_lines(verified.consumed)
+
+
+def _group_lines(consumed: Consumed) -> Iterator[tuple[str, str]]:
+    killed = consumed.killed
+    rate = _rate(consumed.records, consumed.consume_s)
+    text = f"{consumed.records:,} flights by a group of {consumed.actors} consumer actors, with"
+    yield "consumed", f"{text} pandas, the actors' start and a kill included: {rate}"
+    text = f"kill -9 of process {killed.pid} after {killed.after:,} flights: consumer actor"
+    yield "killed", f"{text} {killed.actor}"
+    text = f"after {killed.moved_s:.2f} s by the others"
+    yield "taken over", f"{text}; {consumed.repeated:,} flights came twice"
+    text = f"to {consumed.more_actors} actors, {consumed.idle} of them idle"
+    yield "scaled", f"{text}, and back to {consumed.actors}"
 
 
 def _rate(count: int, seconds: float) -> str:

@@ -48,7 +48,7 @@ def judge(table: pa.Table, source: pd.DataFrame) -> Verdict:
     verdict.note("flights of each aircraft in the order of sending", _in_order(read, source))
     verdict.note(
         f"delays of each of the {source[CARRIER].nunique()} carriers add up as in the source",
-        _sums(read, source),
+        sums(read, source),
     )
     return verdict
 
@@ -117,7 +117,8 @@ def _by_aircraft(frame: pd.DataFrame) -> pd.DataFrame:
     return keyed.sort_values(KEY, kind="stable").reset_index(drop=True)
 
 
-def _sums(read: pd.DataFrame, source: pd.DataFrame) -> str:
+def sums(read: pd.DataFrame, source: pd.DataFrame) -> str:
+    """Whether the delays of each carrier add up alike; empty: they do."""
     ours, theirs = (
         frame.groupby(CARRIER)[list(DELAYS)].agg(["sum", "count"]) for frame in (read, source)
     )

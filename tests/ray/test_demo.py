@@ -27,8 +27,9 @@ def test_the_demo_verifies_what_it_wrote_and_leaves_it_sound(tmp_path: Path) -> 
             env={**environment, "TMPDIR": short},
         )
     assert told.returncode == 0, told.stderr
-    assert told.stdout.count("verified") == 5
+    assert told.stdout.count("verified") == 6
     assert "each of the 20,000 flights exactly once" in told.stdout
-    assert "kill -9 of process" in told.stdout
+    assert told.stdout.count("kill -9 of process") == 2
+    assert "to 8 actors, 2 of them idle, and back to 3" in told.stdout
     verify = [str(Path(sys.executable).with_name("ray-stream")), "verify", data_dir]
     assert subprocess.run(verify, check=False, env=environment).returncode == 0
