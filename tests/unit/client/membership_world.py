@@ -34,6 +34,7 @@ from ray_stream.config import (
 )
 from ray_stream.errors import NotCoordinatorError, OutcomeUnknownError, RayStreamError
 from ray_stream.groups.commands import PartitionKey, Subscription
+from ray_stream.groups.records import MemberRemoved
 from ray_stream.groups.routing import partition_of
 from ray_stream.metadata.commands import (
     CreateTopic,
@@ -70,6 +71,8 @@ class User:
         self.applied: Told = NOTHING_TOLD
         self.reads: dict[PartitionKey, int] = {}
         """Partitions and positions."""
+        self.tenures: dict[PartitionKey, int] = {}
+        """How often this member had been put out when it was given each; -1: it was out already."""
         self.idle_since_ms: int | None = None
         self.sent: list[Send] = []
         self.results: dict[int, Any] = {}
@@ -334,12 +337,22 @@ class World:
 
     def begins(self, user: User, key: PartitionKey, start: int) -> None:
         """A consumer begins to read a partition."""
+        group = self.coordinator.image().groups[GROUP]
+        is_owner = group.owners.get(key) == user.name
+        user.tenures[key] = self.removals(user.name) if is_owner else -1
         for other in self.users.values():
-            if other is not user and key in other.reads and not other.is_dead:
-                assert other.name not in self.members(), (
-                    f"{user.name} begins {key}, and {other.name} reads it and is a member"
+            if is_owner and other is not user and key in other.reads and not other.is_dead:
+                assert other.tenures[key] != self.removals(other.name), (
+                    f"{user.name} begins {key}, and {other.name} reads it and was not put out"
                 )
         assert start <= self.covered.get(key, 0), f"{key}: records below {start} are left out"
+
+    def removals(self, member_id: str) -> int:
+        """How often somebody was taken out of the group."""
+        return sum(
+            isinstance(one, MemberRemoved) and one.member_id == member_id
+            for one in self.coordinator.records
+        )
 
     def handled(self, key: PartitionKey, position: int) -> None:
         self.covered[key] = max(self.covered.get(key, 0), position)
