@@ -18,7 +18,7 @@ from tests.ray.drivers import Driver, wait_until_ended
 
 pytestmark = pytest.mark.ray
 
-PATIENCE_S = 60.0
+PATIENCE_S = 90.0
 PARTITIONS = 6
 HELD = 200
 """Records in each partition of a topic."""
