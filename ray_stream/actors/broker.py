@@ -377,7 +377,9 @@ class BrokerActor:
         return hosting.Prepared(effect.host, answer.results)
 
     async def _claim(self, effect: hosting.Claim) -> hosting.Event:
-        request = ClaimLeadership(self._broker_id, self._broker_epoch, effect.host, effect.keys)
+        request = ClaimLeadership(
+            self._broker_id, self._broker_epoch, effect.host, effect.keys, effect.sequence
+        )
         answer: LeadershipGiven = await self._ask_controller(request)
         return hosting.Claimed(effect.host, effect.keys, answer.leader_epochs)
 

@@ -145,6 +145,8 @@ class ClaimLeadership(msgspec.Struct, frozen=True, tag=True, array_like=True):
     host: str
     """Name of the partition actor, unique for each start of it."""
     partitions: list[PartitionKey]
+    sequence: int = 0
+    """The broker's own count of its claims, rising; 0: not counted."""
 
 
 class LeadershipGiven(msgspec.Struct, frozen=True, tag=True, array_like=True):

@@ -124,6 +124,7 @@ class BrokerMachine:
         self._prefix = prefix
         self._incarnation = incarnation
         self._hosts_started = 0
+        self._claims = 0
         self._slots: dict[str, _Slot] = {}
         self._wanted: dict[str, dict[PartitionKey, AssignedPartition]] = {}
         self._delete: dict[PartitionKey, str] = {}
@@ -345,7 +346,8 @@ class BrokerMachine:
             return Lead(slot.host, epochs)
         prepared = [key for key in wanted if self._stage(slot, key) is Stage.PREPARED]
         if prepared:
-            return Claim(slot.host, prepared)
+            self._claims += 1
+            return Claim(slot.host, prepared, self._claims)
         absent = [one for key, one in wanted.items() if self._is_due(slot, key, now_ms)]
         if absent:
             return Prepare(slot.host, absent[:PREPARE_MAX])

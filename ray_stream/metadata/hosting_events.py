@@ -157,6 +157,8 @@ class Claim:
 
     host: str
     keys: list[PartitionKey]
+    sequence: int
+    """Counts the claims of this machine, so that one that comes late is known for it."""
 
 
 @dataclass(slots=True)

@@ -11,6 +11,7 @@ partition reports the reason under no epoch: its directory's owner may always sa
 from collections.abc import Iterable
 
 from ray_stream.errors import (
+    FencedLeaderEpochError,
     NotLeaderOrFollowerError,
     UnknownTopicIdError,
     UnknownTopicOrPartitionError,
@@ -25,7 +26,7 @@ from ray_stream.metadata.commands import (
     ReportServed,
 )
 from ray_stream.metadata.image import Image, Partition
-from ray_stream.metadata.liveness import Liveness, Living, Served, ServedReported
+from ray_stream.metadata.liveness import LeadershipAsked, Liveness, Living, Served, ServedReported
 from ray_stream.metadata.records import (
     LeadershipClaimed,
     PartitionOffline,
@@ -41,8 +42,12 @@ from ray_stream.types import NO_EPOCH
 def claim_leadership(image: Image, liveness: Liveness, command: ClaimLeadership) -> Resolution:
     """A new leader epoch for each partition.
 
+    A claim that a later one of the same broker has overtaken is refused: its epoch would be given
+    to a host that is gone, and take the place of the one that is led.
+
     Raises:
         StaleBrokerEpochError: another process took over.
+        FencedLeaderEpochError: one has been claimed since.
         UnknownTopicIdError, UnknownTopicOrPartitionError: one of the partitions is gone.
         NotLeaderOrFollowerError: one is in a directory that the broker does not serve.
     """
@@ -51,6 +56,11 @@ def claim_leadership(image: Image, liveness: Liveness, command: ClaimLeadership)
     epochs = []
     for topic_id, number in command.partitions:
         partition = _owned(image, liveness, broker, topic_id, number)
+        if command.sequence and command.sequence <= broker.claims.get((topic_id, number), 0):
+            raise FencedLeaderEpochError(
+                f"the claim of {topic_id}-{number} for {command.host} came late: the same broker "
+                "has claimed it since; nothing is given, look at what is served now"
+            )
         numbers = claims.setdefault(topic_id, {})
         numbers[number] = partition.leader_epoch + 1
         epochs.append(numbers[number])
@@ -60,7 +70,8 @@ def claim_leadership(image: Image, liveness: Liveness, command: ClaimLeadership)
     record = LeadershipClaimed(
         [(topic_id, list(given), list(given.values())) for topic_id, given in claims.items()]
     )
-    return Resolution([record], response)
+    claimed = LeadershipAsked(broker.broker_id, list(command.partitions), command.sequence)
+    return Resolution([record], response, [claimed])
 
 
 def report_served(image: Image, liveness: Liveness, command: ReportServed) -> Resolution:

@@ -44,6 +44,8 @@ class Living:
     make: Sequence[NewDirectory] = ()
     """Directories that it was told to make and has not reported."""
     served: dict[PartitionKey, Served] = field(default_factory=dict)
+    claims: dict[PartitionKey, int] = field(default_factory=dict)
+    """Of each partition the last claim, by this process's own count."""
     version: int = 0
     """The machine's version when this broker's assignment changed last."""
 
@@ -81,11 +83,20 @@ class ServedReported:
 
 
 @dataclass(frozen=True, slots=True)
+class LeadershipAsked:
+    """A broker claims these for one of its hosts."""
+
+    broker_id: int
+    partitions: Sequence[PartitionKey]
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
 class NumberTaken:
     """A producer id was given out."""
 
 
-Sign = BrokersChanged | ServedReported | NumberTaken
+Sign = BrokersChanged | ServedReported | LeadershipAsked | NumberTaken
 
 
 @dataclass(slots=True)
@@ -141,6 +152,9 @@ class Liveness:
                 self._change_brokers(sign, version)
             case ServedReported():
                 self.brokers[sign.broker_id].served.update(sign.partitions)
+            case LeadershipAsked():
+                asked = dict.fromkeys(sign.partitions, sign.sequence)
+                self.brokers[sign.broker_id].claims.update(asked)
             case NumberTaken():
                 self.counter += 1
 

@@ -3,6 +3,7 @@
 import pytest
 
 from ray_stream.errors import (
+    FencedLeaderEpochError,
     NotLeaderOrFollowerError,
     StaleBrokerEpochError,
     UnknownTopicIdError,
@@ -66,6 +67,21 @@ def test_nobody_leads_what_is_not_there(
     topic_id = controller.create("flights")
     with pytest.raises(error):
         broker.claim([(key[0] or topic_id, key[1])])
+
+
+@pytest.mark.parametrize("late", [1, 2])
+def test_a_claim_that_a_later_one_has_overtaken_is_refused_and_what_is_served_stays(
+    controller: Controller, broker: Process, late: int
+) -> None:
+    """Else nobody would lead the epoch that it is given, and nobody would know."""
+    key = (controller.create("flights"), 0)
+    me = (broker.broker_id, broker.broker_epoch)
+    given = controller.do(ClaimLeadership(*me, "second", [key], 2))
+    assert broker.report([PartitionServed(*key, given.leader_epochs[0], 0)]) == []
+    with pytest.raises(FencedLeaderEpochError, match="came late"):
+        controller.do(ClaimLeadership(*me, "first", [key], late))
+    assert controller.partitions("flights")[0].host
+    assert controller.do(ClaimLeadership(*me, "third", [key], 3)).leader_epochs == [1]
 
 
 def test_an_old_broker_epoch_is_refused_everywhere(controller: Controller, broker: Process) -> None:
