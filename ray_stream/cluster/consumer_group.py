@@ -240,8 +240,9 @@ class ConsumerGroup:
     # --- within --------------------------------------------------------------------------------
 
     def _check_failed(self) -> None:
-        if self._crew.error is not None:
-            raise self._crew.error
+        error = self._crew.error
+        if error is not None:
+            raise error.with_traceback(None)  # it may be told many times
 
     def _lag(self, timeout: float) -> dict[TopicPartition, int]:
         try:

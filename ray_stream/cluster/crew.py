@@ -239,14 +239,14 @@ class Crew:
                 self._start(number)
             case Stop(number):
                 self._members[number].handle.stop.remote()
+            case Kill(number, ""):
+                _kill(self._members[number].handle)
+                self._forget(number)
             case Kill(number, reason):
                 member = self._members[number]
-                if reason:
-                    LOG.warning("consumer actor %s is killed: %s", member.name, reason)
-                    if number in self.view().leaving:
-                        self.overdue.append(member.name)
-                else:
-                    self._forget(number)
+                LOG.warning("consumer actor %s is killed: %s", member.name, reason)
+                if number in self.view().leaving:
+                    self.overdue.append(member.name)
                 _kill(member.handle)
 
     def _forget(self, number: int) -> None:
@@ -350,8 +350,10 @@ def _kill(handle: Any) -> None:
 
 
 def _reason(error: RayError) -> str:
-    """Ray's reason, without its traceback and addresses."""
+    """Ray's reason, without its traceback and addresses; and the last line of a traceback in it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = next((line for line in lines if "because" in line), lines[-1] if lines else "")
     reason = told.partition("because ")[2] or told or type(error).__name__
-    return reason.partition(" Some common causes")[0].strip()
+    reason = reason.partition(" Some common causes")[0].strip(" .")
+    raised = any("Traceback" in line for line in lines) and lines[-1] != told
+    return f"{reason} ({lines[-1]})" if raised else reason
