@@ -75,6 +75,8 @@ sim: setup  ## seeded simulation (SEEDS=200)
 
 bench: setup  ## measure, beside Kafka where it can be had; writes benchmarks/results
 	@$(PYTHON) benchmarks/many_partitions.py
+	@$(PYTHON) benchmarks/groups.py
+	@$(PYTHON) benchmarks/rebalance.py
 	@$(PYTHON) benchmarks/compare.py $(ARGS)
 
 bench-long:  ## measure for long
