@@ -21,8 +21,8 @@ from ray_stream.config import TopicConfig
 from ray_stream.errors import (
     FencedLeaderEpochError,
     InvalidArgumentError,
-    LeaderNotAvailableError,
     NotLeaderOrFollowerError,
+    OutcomeUnknownError,
     RayStreamError,
     StorageError,
     UnknownLeaderEpochError,
@@ -240,7 +240,7 @@ class PartitionHost:
             del batch
             pending.settle(position, _produce_error(_address_of(hosted), error))
         waiting, hosted.waiting, hosted.staged = hosted.waiting, [], []
-        unknown = LeaderNotAvailableError(
+        unknown = OutcomeUnknownError(
             f"{hosted.name} went away after the batch was written and before it was synced: "
             "send it again, byte for byte"
         )
@@ -328,11 +328,11 @@ class PartitionHost:
         if error is None:
             hosted.log.synced(job)
         else:
-            offline = hosted.log.sync_failed(job, error)
+            told = hosted.log.sync_failed(job, error)
             self.failures += 1
             waiting, hosted.waiting = hosted.waiting, []
             for one in waiting:
-                one.pending.settle(one.position, _produce_error(_address_of(hosted), offline))
+                one.pending.settle(one.position, _produce_error(_address_of(hosted), told))
         self._advance(hosted)
 
     def sync_in_background(self, hosted: Hosted) -> None:

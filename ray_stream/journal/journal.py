@@ -313,7 +313,7 @@ class Journal(Generic[CommandT, RecordT, ResponseT]):
         self._log.synced(job)
         self.keep_snapshot_if_durable()
 
-    def sync_failed(self, job: SyncJob, error: StorageError) -> StorageOfflineError:
+    def sync_failed(self, job: SyncJob, error: StorageError) -> RayStreamError:
         """A round failed: the journal is broken, and the log offline until it is repaired."""
         offline = self._log.sync_failed(job, error)
         self._broken = f"a sync failed: {error}"

@@ -319,11 +319,11 @@ class PartitionLog:
         """A round has ended well: what it covered is durable."""
         self._log.syncs.ended(job)
 
-    def sync_failed(self, job: SyncJob, error: StorageError) -> StorageOfflineError:
+    def sync_failed(self, job: SyncJob, error: StorageError) -> RayStreamError:
         """A round failed: the log is offline from now on, also for whoever opens it next.
 
         Returns:
-            The error for everyone who waits for this log's syncs.
+            The error for all who wait for syncs: `OutcomeUnknownError` if that was not recorded.
         """
         del job
         return self._log.sync_lost(error)
@@ -465,7 +465,8 @@ class PartitionLog:
             try:
                 self._log.syncs.sync_now(self._log.active, self._log.end)
             except StorageError as error:
-                raise self._log.sync_lost(error) from error
+                self._log.sync_lost(error)
+                raise self._log.offline_error() from error
             self._log.active.index.flush()
             self._log.write_checkpoint(clean=True)
         finally:

@@ -4,7 +4,13 @@ Owns: one log's ends, segments, epochs and producers in memory; the checkpoint w
 the ways offline. Refuses: the rules of appending, reading, cutting (`partition_log`, `trim`).
 """
 
-from ray_stream.errors import StorageError, StorageOfflineError
+from ray_stream.errors import (
+    OutcomeUnknownError,
+    RayStreamError,
+    StorageError,
+    StorageFullError,
+    StorageOfflineError,
+)
 from ray_stream.log.checkpoint import Checkpoint, Place, write_checkpoint
 from ray_stream.log.layout import split_left, write_snapshot
 from ray_stream.log.offline import OfflineMarker, write_marker
@@ -179,7 +185,7 @@ class LogState:
         self.offline = reason
         return self.offline_error()
 
-    def sync_lost(self, error: StorageError) -> StorageOfflineError:
+    def sync_lost(self, error: StorageError) -> RayStreamError:
         """Until it is repaired: what is behind the durable place may look good and be gone."""
         readable = self.readable_end
         offline = self.go_offline(f"a sync failed: {error}")
@@ -188,10 +194,15 @@ class LogState:
         marker = OfflineMarker(self.offline, self.syncs.place, readable)
         try:
             write_marker(self.storage, self.directory, marker)
-        except StorageError as second:
+        except (StorageError, StorageFullError) as second:
             # The disk refuses everything. Should this process die too, recovery drops the cache
-            # before it believes anything, so the lost bytes are noticed all the same.
-            return self.go_offline(f"{self.offline} (nor could that be recorded: {second})")
+            # before it believes anything, so the lost bytes are noticed all the same. It will not
+            # know, though, what nobody was promised, and keeps of that what is whole.
+            self.go_offline(f"{self.offline} (nor could that be recorded: {second})")
+            return OutcomeUnknownError(
+                f"{self.options.name} is offline: {self.offline}; what was written before may be "
+                "there when it is opened next, or not"
+            )
         return offline
 
     def offline_error(self) -> StorageOfflineError:

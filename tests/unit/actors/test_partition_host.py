@@ -33,6 +33,7 @@ from ray_stream.rpc.messages import (
     ProducePartition,
     ProduceRequest,
 )
+from ray_stream.testing.memory import MemoryStorage
 
 TOPIC = "b" * 32
 
@@ -81,10 +82,10 @@ def one_by_one(work: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
 
 
 class Rig:
-    def __init__(self, root: Path, config: TopicConfig) -> None:
+    def __init__(self, root: Path, config: TopicConfig, storage: Storage | None = None) -> None:
         self.clock = ManualClock()
         self.syncs = HeldSyncs()
-        self.storage = DiskStorage()
+        self.storage = storage or DiskStorage()
         self.root = str(root)
         self.config = config
         self.host = PartitionHost(self.clock, self.syncs)
@@ -249,6 +250,29 @@ def test_a_failed_sync_is_no_acknowledgement_and_nothing_is_appended_after_it(ri
     (response,) = rig.fetch(0)
     headers = [header for header, _ in split_batches(b"".join(response.batches))]
     assert [header.base_offset for header in headers] == [0]
+
+
+def test_a_failed_sync_that_cannot_be_recorded_leaves_the_outcome_unknown() -> None:
+    """Should the process die now, its successor may find the batch whole."""
+    storage = MemoryStorage()
+    storage.make_directory("/data")
+    rig = Rig(Path("/data"), TopicConfig(), storage)
+    assert rig.prepare() == ""
+    rig.lead(0)
+    (answers, again) = (rig.produce(b"b"), rig.produce(b"c"))
+    storage.faults.fail_sync(path_part="offline")
+    rig.syncs.fail()
+    assert answers[0].results[0].error.name == "OutcomeUnknownError"
+    assert "may be there" in answers[0].results[0].error.arguments[0]
+    assert again[0].results[0].error.name == "OutcomeUnknownError"
+    (after,) = rig.produce(b"d")
+    assert after.results[0].error.name == "StorageOfflineError", "this one was not written"
+
+
+def test_a_written_batch_whose_partition_is_released_has_an_unknown_outcome(rig: Rig) -> None:
+    answers = rig.produce(b"a")
+    rig.control.release(ReleasePartitions([(TOPIC, 0)], False, {}, []), lambda _: None)
+    assert answers[0].results[0].error.name == "OutcomeUnknownError"
 
 
 def test_offsets_are_those_of_readable_records(rig: Rig) -> None:
