@@ -177,7 +177,7 @@ def test_a_class_is_built_in_each_actor_and_a_failing_one_stops_the_group_at_onc
             return self.weight * len(batch)
 
     chosen: dict[str, Any] = {"topics": topic, "group": "model", "auto_offset_reset": "earliest"}
-    with shared.run_consumers(Model, constructor_args=(2,), actors=2, **chosen) as group:
+    with shared.run_consumers(Model, constructor_args=(2,), **chosen) as group:
         group.wait(idle=0, timeout=PATIENCE_S)
     assert sum(group.results()) == 2 * PARTITIONS * HELD
 
