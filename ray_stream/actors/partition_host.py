@@ -113,6 +113,8 @@ class Hosted:
     altered: list[tuple[int, Callable[[], None]]] = field(default_factory=list)
     """(offset to be synced first, what to call then) of changed settings."""
     checkpointed_end: int = -1
+    is_offline: bool = False
+    """Noticed, and told."""
 
     @property
     def name(self) -> str:
@@ -299,6 +301,8 @@ class PartitionHost:
                 hosted.waiting.append(_Waiting(end_offset, pending, position, result))
             else:
                 pending.settle(position, _produce_error(_address_of(hosted), outcome))
+        if hosted.log.offline:
+            self.went_offline(hosted)
 
     def _advance(self, hosted: Hosted) -> None:
         """Start a sync where one is due, and answer what the readable end has passed."""
@@ -328,12 +332,27 @@ class PartitionHost:
         if error is None:
             hosted.log.synced(job)
         else:
-            told = hosted.log.sync_failed(job, error)
-            self.failures += 1
-            waiting, hosted.waiting = hosted.waiting, []
-            for one in waiting:
-                one.pending.settle(one.position, _produce_error(_address_of(hosted), told))
+            self.went_offline(hosted, hosted.log.sync_failed(job, error))
         self._advance(hosted)
+
+    def went_offline(self, hosted: Hosted, told: RayStreamError | None = None) -> None:
+        """A log is offline: nobody waits for it any longer, and the broker looks, once.
+
+        Args:
+            hosted: the partition.
+            told: to whoever waits; None: that what was written may be there later, or not.
+        """
+        if hosted.is_offline:
+            return
+        hosted.is_offline = True
+        self.failures += 1
+        told = told or OutcomeUnknownError(
+            f"{hosted.name} is offline: {hosted.log.offline}; what was written before may be there "
+            "when it is opened next, or not"
+        )
+        waiting, hosted.waiting = hosted.waiting, []
+        for one in waiting:
+            one.pending.settle(one.position, _produce_error(_address_of(hosted), told))
 
     def sync_in_background(self, hosted: Hosted) -> None:
         """Sync a partition whose answers do not wait for it (a `replicated` topic)."""

@@ -259,7 +259,7 @@ def test_a_failed_sync_that_cannot_be_recorded_leaves_the_outcome_unknown() -> N
     rig = Rig(Path("/data"), TopicConfig(), storage)
     assert rig.prepare() == ""
     rig.lead(0)
-    (answers, again) = (rig.produce(b"b"), rig.produce(b"c"))
+    answers, again = rig.produce(b"b"), rig.produce(b"c")
     storage.faults.fail_sync(path_part="offline")
     rig.syncs.fail()
     assert answers[0].results[0].error.name == "OutcomeUnknownError"
@@ -267,6 +267,26 @@ def test_a_failed_sync_that_cannot_be_recorded_leaves_the_outcome_unknown() -> N
     assert again[0].results[0].error.name == "OutcomeUnknownError"
     (after,) = rig.produce(b"d")
     assert after.results[0].error.name == "StorageOfflineError", "this one was not written"
+
+
+def test_a_log_that_goes_offline_while_it_is_written_is_told_and_nobody_waits_for_it() -> None:
+    storage = MemoryStorage()
+    storage.make_directory("/data")
+    rig = Rig(Path("/data"), TopicConfig(), storage)
+    assert rig.prepare() == ""
+    rig.lead(0)
+    waiting = rig.produce(b"a")
+    storage.faults.capacity_bytes = storage.disk.used_bytes()
+    storage.faults.fail_sync(path_part=".log")
+    (full,) = rig.produce(b"b")
+    assert full.results[0].error.name == "StorageFullError"
+    assert rig.host.failures == 1, "its broker looks"
+    assert [one.offline_reason for one in rig.control.served()] == [
+        rig.host.partitions[TOPIC, 0].log.offline
+    ]
+    assert waiting[0].results[0].error.name == "OutcomeUnknownError"
+    rig.produce(b"c")
+    assert rig.host.failures == 1, "told once"
 
 
 def test_a_written_batch_whose_partition_is_released_has_an_unknown_outcome(rig: Rig) -> None:
