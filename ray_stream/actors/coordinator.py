@@ -20,12 +20,12 @@ from ray.exceptions import RayError
 
 from ray_stream.actors import spawning
 from ray_stream.actors.door import Handler
+from ray_stream.actors.group_control import GroupControl, GroupShell, seen_topics
 from ray_stream.actors.group_host import GroupHost
 from ray_stream.actors.loop import Turning
 from ray_stream.actors.partition import PartitionActor, PartitionShell
 from ray_stream.actors.peers import ask, within
-from ray_stream.config import INTERNAL_PREFIX
-from ray_stream.errors import OutcomeUnknownError, RayStreamError, TimeoutExpiredError
+from ray_stream.errors import OutcomeUnknownError, TimeoutExpiredError
 from ray_stream.groups.commands import (
     ConsumerGroupHeartbeat,
     DeleteGroup,
@@ -35,17 +35,9 @@ from ray_stream.groups.commands import (
     OffsetCommit,
     OffsetFetch,
     ResetOffsets,
-    SeenTopic,
 )
-from ray_stream.metadata.commands import PartitionServed
-from ray_stream.rpc.hosting import (
-    LeadPartitions,
-    PartitionsLed,
-    PartitionsReleased,
-    ReleasePartitions,
-)
+from ray_stream.rpc.hosting import LeadPartitions, ReleasePartitions
 from ray_stream.rpc.messages import MetadataRequest, MetadataResponse
-from ray_stream.rpc.services import Reply
 
 LOG = logging.getLogger(__name__)
 LOOK_S = 1.0
@@ -54,29 +46,6 @@ METADATA_MS = 5_000
 REACH_MS = 500
 """A member that Ray calls dead is asked itself, and waited for so long."""
 GRACE_MS = 0
-
-
-class GroupShell:
-    """One host's partitions and the coordinators on them, driven by one loop."""
-
-    def __init__(self, partitions: PartitionShell, groups: GroupHost) -> None:
-        self._partitions = partitions
-        self._groups = groups
-
-    def end_turn(self) -> None:
-        """Write and sync, then answer what that made durable."""
-        self._partitions.end_turn()
-        self._groups.end_turn()
-
-    def on_time(self) -> None:
-        """Whatever is due."""
-        self._partitions.on_time()
-        self._groups.on_time()
-
-    def next_deadline_ms(self) -> int | None:
-        """The earlier of both."""
-        due = [self._partitions.next_deadline_ms(), self._groups.next_deadline_ms()]
-        return min((one for one in due if one is not None), default=None)
 
 
 class GroupCoordinatorActor(PartitionActor):
@@ -110,6 +79,7 @@ class GroupCoordinatorActor(PartitionActor):
             joined=lambda *member: self._soon(lambda: self._look_after(*member)),
         )
         groups = self._groups
+        self._group_control = GroupControl(self._control, groups)
         return {
             ConsumerGroupHeartbeat: groups.heartbeat,
             ListGroups: groups.list_groups,
@@ -129,36 +99,13 @@ class GroupCoordinatorActor(PartitionActor):
     def _orders(self) -> Mapping[type[msgspec.Struct], Handler]:
         return {
             **super()._orders(),
-            LeadPartitions: self._lead,
-            ReleasePartitions: self._release,
+            LeadPartitions: self._group_control.lead,
+            ReleasePartitions: self._group_control.release,
         }
 
     def _soon(self, call: Any) -> None:
         if self._aio is not None:
             self._aio.call_soon_threadsafe(call)
-
-    # --- on the loop's thread --------------------------------------------------------------------
-
-    def _lead(self, request: LeadPartitions, reply: Reply[PartitionsLed]) -> None:
-        def led(answer: PartitionsLed | RayStreamError) -> None:
-            if isinstance(answer, PartitionsLed):
-                answer = PartitionsLed([self._replayed(one) for one in answer.served])
-            reply(answer)
-
-        self._control.lead(request, led)
-
-    def _replayed(self, served: PartitionServed) -> PartitionServed:
-        if served.offline_reason:
-            return served
-        reason = self._groups.begin((served.topic_id, served.partition))
-        if not reason:
-            return served
-        LOG.error("partition %s of the groups cannot be replayed: %s", served.partition, reason)
-        return msgspec.structs.replace(served, offline_reason=reason)
-
-    def _release(self, request: ReleasePartitions, reply: Reply[PartitionsReleased]) -> None:
-        self._groups.end(request.partitions)
-        self._control.release(request, reply)
 
     # --- the controller --------------------------------------------------------------------------
 
@@ -168,6 +115,7 @@ class GroupCoordinatorActor(PartitionActor):
         while True:
             wanted = self._wanted.is_set()
             self._wanted.clear()
+            self._loop.post(self._group_control.look)
             try:
                 seen = await self._look(seen, wanted=wanted)
             except (OutcomeUnknownError, TimeoutExpiredError) as error:
@@ -185,16 +133,7 @@ class GroupCoordinatorActor(PartitionActor):
             if short.version == seen:
                 return seen
         answer: MetadataResponse = await ask(controller, MetadataRequest(None), METADATA_MS)
-        nodes = {one.broker_id: one.node_id for one in answer.brokers}
-        topics = [
-            SeenTopic(
-                topic.topic_id,
-                topic.name,
-                [nodes.get(one.leader, "") for one in topic.partitions],
-            )
-            for topic in answer.topics
-            if not topic.name.startswith(INTERNAL_PREFIX)
-        ]
+        topics = seen_topics(answer)
         self._loop.post(lambda: self._groups.show(answer.version, topics))
         return answer.version
 

@@ -36,7 +36,7 @@ from ray_stream.groups.commands import (
 from ray_stream.groups.coordinator import GroupCoordinator
 from ray_stream.groups.records import Record
 from ray_stream.groups.routing import partition_of
-from ray_stream.journal.journal import Journal
+from ray_stream.journal.journal import SNAPSHOT_RECORDS, Journal
 from ray_stream.journal.snapshots import Snapshots
 from ray_stream.log.storage import Storage
 from ray_stream.metadata.commands import PartitionKey
@@ -100,6 +100,7 @@ class GroupHost:
         *,
         want_metadata: Callable[[], None],
         joined: Callable[[str, str, str], None],
+        snapshot_records: int = SNAPSHOT_RECORDS,
     ) -> None:
         """Make one that coordinates nothing yet.
 
@@ -109,12 +110,14 @@ class GroupHost:
             clock: both clocks.
             want_metadata: asks for `show` to be called soon.
             joined: gets group, member and client id of each member that comes or is found.
+            snapshot_records: a snapshot of a partition's groups is due after so many facts.
         """
         self._host = host
         self._storage = storage
         self._clock = clock
         self._want_metadata = want_metadata
         self._joined = joined
+        self._snapshot_records = snapshot_records
         self._coordinators: dict[int, _Coordinator] = {}
         self._ignorant: list[_Ignorant] = []
         self._topics: Sequence[SeenTopic] | None = None
@@ -133,6 +136,7 @@ class GroupHost:
             codec,
             Snapshots(self._storage, hosted.directory),
             name=f"log of {hosted.name}",
+            snapshot_records=self._snapshot_records,
         )
         try:
             journal.replay()
@@ -164,6 +168,14 @@ class GroupHost:
             for held in members.values():
                 held.reply(error)
         one.held.clear()
+
+    def journals(self) -> dict[int, Journal[Any, Any, Any]]:
+        """The logs of what is coordinated here, by partition of the internal topic."""
+        return {number: one.journal for number, one in self._coordinators.items()}
+
+    def machines(self) -> dict[int, GroupCoordinator]:
+        """Their minds; for looking only."""
+        return {number: one.machine for number, one in self._coordinators.items()}
 
     # --- GroupService ------------------------------------------------------------------------
 
@@ -242,6 +254,7 @@ class GroupHost:
             if one.hosted.log.offline:
                 del self._coordinators[number]
                 self._dismiss(one)
+                self._host.went_offline(one.hosted)
                 continue
             one.journal.keep_snapshot_if_durable()
             synced_end = one.journal.synced_end
