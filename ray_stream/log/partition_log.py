@@ -460,7 +460,7 @@ class PartitionLog:
         if self._closed:
             return
         try:
-            if self._log.offline:
+            if self._log.closes_offline():
                 return
             try:
                 self._log.syncs.sync_now(self._log.active, self._log.end)

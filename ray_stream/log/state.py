@@ -4,6 +4,8 @@ Owns: one log's ends, segments, epochs and producers in memory; the checkpoint w
 the ways offline. Refuses: the rules of appending, reading, cutting (`partition_log`, `trim`).
 """
 
+import contextlib
+
 from ray_stream.errors import (
     OutcomeUnknownError,
     RayStreamError,
@@ -47,6 +49,7 @@ class LogState:
         "start",
         "storage",
         "syncs",
+        "unrecorded",
     )
 
     def __init__(
@@ -76,6 +79,8 @@ class LogState:
         """Why nothing can be appended; empty when it can."""
         self.epoch_needed = found.report.needs_new_epoch
         """Something was cut off or lost: a new leader epoch must begin before the next append."""
+        self.unrecorded: OfflineMarker | None = None
+        """What a failed sync should have left beside the data, and did not."""
         self.readable_once = found.end.offset
         """What was readable stays so, whatever becomes of the settings or of the log."""
         self.capture_wanted = True
@@ -198,12 +203,21 @@ class LogState:
             # The disk refuses everything. Should this process die too, recovery drops the cache
             # before it believes anything, so the lost bytes are noticed all the same. It will not
             # know, though, what nobody was promised, and keeps of that what is whole.
+            self.unrecorded = marker
             self.go_offline(f"{self.offline} (nor could that be recorded: {second})")
             return OutcomeUnknownError(
                 f"{self.options.name} is offline: {self.offline}; what was written before may be "
                 "there when it is opened next, or not"
             )
         return offline
+
+    def closes_offline(self) -> bool:
+        """Whether it is offline; what could not be recorded of that has one more chance."""
+        if self.unrecorded is not None:
+            with contextlib.suppress(StorageError, StorageFullError):
+                write_marker(self.storage, self.directory, self.unrecorded)
+                self.unrecorded = None
+        return bool(self.offline)
 
     def offline_error(self) -> StorageOfflineError:
         """For everyone who wants to append."""

@@ -9,6 +9,7 @@ import pytest
 from ray_stream.errors import (
     CorruptMetadataError,
     FencedLeaderEpochError,
+    OutcomeUnknownError,
     RayStreamError,
     StorageError,
     StorageFullError,
@@ -233,6 +234,23 @@ def test_a_death_between_the_failed_sync_and_its_record_does_not_make_lost_bytes
     log = reopen(storage.killed())
     assert (log.readable_end, log.recovery.torn_tail) == (1, True)
     assert readable(log) == [0]
+
+
+def test_a_failed_sync_that_could_not_be_recorded_is_recorded_when_the_log_is_closed() -> None:
+    storage, log = new_log()
+    append(log, b"0", b"1")
+    sync(log)
+    append(log, b"2", b"3")
+    storage.faults.fail_sync(path_part="offline")
+    told = fail_a_sync(storage, log)
+    assert isinstance(told, OutcomeUnknownError), "what becomes of 2 and 3 was not known yet"
+    log.close()
+    again = reopen(storage)
+    assert "sync failed" in again.offline
+    assert readable(again) == [0, 1]
+    again.close()
+    report = repair_partition(storage, PATH, FSYNC, boot_id="a", now_ms=1)
+    assert (report.kept_end, report.lost) == (2, ())
 
 
 def test_a_failed_sync_of_recovery_itself_takes_the_log_offline() -> None:
