@@ -48,9 +48,9 @@ class Saboteur:
         self._cluster.repair()
 
     def keep_repairing(self, every_ms: int) -> None:
-        """A log that is still locked cannot be repaired yet; try again until there is none."""
-        if self._cluster.repair():
-            self._scheduler.after(every_ms, lambda: self.keep_repairing(every_ms))
+        """A log that is still locked cannot be repaired yet, nor one that is not marked yet."""
+        self._cluster.repair()
+        self._scheduler.after(every_ms, lambda: self.keep_repairing(every_ms))
 
     def _strike(self) -> None:
         chosen = self._rng.choice(

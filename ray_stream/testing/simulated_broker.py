@@ -26,6 +26,7 @@ from ray_stream.metadata.commands import (
     RegisterBroker,
     ReportServed,
 )
+from ray_stream.metadata.placement import COORDINATOR_SLOT
 from ray_stream.rpc.hosting import (
     AlterPartitions,
     LeadPartitions,
@@ -46,8 +47,10 @@ TICK_MS = 100
 class Hosts(Protocol):
     """How a broker starts and ends partition actors."""
 
-    def start_host(self, node: Node, host: str, ready: Callable[[], None]) -> None:
-        """Start one; `ready` when it answers."""
+    def start_host(
+        self, node: Node, host: str, ready: Callable[[], None], *, coordinates: bool
+    ) -> None:
+        """Start one, of groups or of records; `ready` when it answers."""
         ...
 
     def stop_host(self, host: str) -> None:
@@ -126,7 +129,8 @@ class SimulatedBroker:
         for host, failures in self._hosts.failures(self._node).items():
             if failures != self._failures.get(host, 0):
                 self._failures[host] = failures
-                self._report(hosting.Report(host, self._hosts.living_hosts(self._node)[host]))
+                served = self._hosts.living_hosts(self._node)[host]
+                self._dispatch(hosting.Described(host, served))
 
     def _look_for_repaired(self) -> None:
         """Offline partitions whose marker is gone: an operator was here."""
@@ -272,7 +276,12 @@ class SimulatedBroker:
         match effect:
             case hosting.StartHost():
                 up = hosting.HostUp(effect.slot, effect.host)
-                self._hosts.start_host(self._node, effect.host, lambda: self._host_started(up))
+                self._hosts.start_host(
+                    self._node,
+                    effect.host,
+                    lambda: self._host_started(up),
+                    coordinates=effect.slot == COORDINATOR_SLOT,
+                )
             case hosting.StopHost():
                 self._hosts.stop_host(effect.host)
             case hosting.Prepare():
@@ -320,7 +329,9 @@ class SimulatedBroker:
             else:
                 self._dispatch(hosting.Claimed(effect.host, effect.keys, answer.leader_epochs))
 
-        request = ClaimLeadership(self._broker_id, self._broker_epoch, effect.host, effect.keys)
+        request = ClaimLeadership(
+            self._broker_id, self._broker_epoch, effect.host, effect.keys, effect.sequence
+        )
         self._ask("controller", "claim_leadership", request, claimed)
 
     def _release(self, effect: hosting.Release, paths: dict[str, str]) -> None:

@@ -174,7 +174,7 @@ class SimulatedConsumer:
     def begin(self, starts: dict[TopicPartition, int]) -> None:
         """Read these from there on."""
         for name, offset in starts.items():
-            self._write(history.Position(self.name, _place(name), offset))
+            self._write(history.Position(self.name, place_of(name), offset))
         self._step(Assign(starts))
 
     def positions(self) -> dict[TopicPartition, int]:
@@ -226,10 +226,11 @@ class SimulatedConsumer:
                 if offset >= state.position
             ]
             if records:
-                self._write(history.Read(self.name, _place(state.name), records))
+                self._write(history.Read(self.name, place_of(state.name), records))
             self._core.advance(state, stored.end)
         return taken
 
 
-def _place(name: TopicPartition) -> str:
+def place_of(name: TopicPartition) -> str:
+    """A partition's name in the history."""
     return f"{name.topic}-{name.partition}"

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ray_stream.actors.controller_host import ControllerHost
+from ray_stream.actors.group_control import GroupShell
+from ray_stream.actors.group_host import GroupHost
 from ray_stream.actors.metadata_log import open_metadata
 from ray_stream.actors.partition_control import PartitionControl
 from ray_stream.actors.partition_host import PartitionHost
@@ -24,9 +26,10 @@ from ray_stream.log.storage import Lock
 from ray_stream.metadata.commands import BrokerLost, PartitionServed
 from ray_stream.metadata.journal import OPTIONS
 from ray_stream.testing.network import Handler, Network
-from ray_stream.testing.nodes import Node, Turner, one_by_one, take_partition_lock
+from ray_stream.testing.nodes import Node, Turner, Turning, one_by_one, take_partition_lock
 from ray_stream.testing.scheduler import Process, Scheduler, VirtualClock
 from ray_stream.testing.simulated_broker import ROOT, SimulatedBroker
+from ray_stream.testing.simulated_coordinator import Deaths, SimulatedCoordinator
 from ray_stream.testing.trace import Trace
 
 DEATH_NOTICED_MS_MAX = 40
@@ -57,6 +60,8 @@ class HostProcess:
     turner: Turner
     host: PartitionHost
     control: PartitionControl
+    groups: GroupHost | None = None
+    """Of a coordinator."""
 
 
 class SimulatedCluster:
@@ -70,8 +75,9 @@ class SimulatedCluster:
         rng: random.Random,
         nodes: int,
         make_host: Callable[..., PartitionHost] = PartitionHost,
+        make_groups: Callable[..., GroupHost] = GroupHost,
     ) -> None:
-        """Args: make_host: the class of partition hosts, for tests that plant a bug."""
+        """Args: make_host, make_groups: the classes of hosts, for tests that plant a bug."""
         self.scheduler = scheduler
         self.network = network
         self.nodes = [Node(f"node{number}") for number in range(nodes)]
@@ -82,7 +88,11 @@ class SimulatedCluster:
         """Why processes ended by an error of ours."""
         self._trace = trace
         self._rng = rng
+        self.member_deaths = Deaths(scheduler, rng)
+        self.judged: Callable[[HostProcess, dict[str, Handler]], dict[str, Handler]] | None = None
+        """Puts a judge before the handlers of each coordinator."""
         self._make_host = make_host
+        self._make_groups = make_groups
         self._metadata_root = ""
         self._controller_storage = self.nodes[0].storage
         self._controller_starts = 0
@@ -181,9 +191,8 @@ class SimulatedCluster:
 
     # --- repairs ---------------------------------------------------------------------------------
 
-    def repair(self) -> bool:
-        """`ray-stream repair` of every log that is offline; whether one is left."""
-        left = False
+    def repair(self) -> None:
+        """`ray-stream repair` of every log that is marked as offline and not locked."""
         for node in self.nodes:
             for found in directory.scan(node.storage, ROOT):
                 names = directory.list_partitions(node.storage, found.path)
@@ -192,27 +201,25 @@ class SimulatedCluster:
                 }
                 places[locks.METADATA_POSITION] = directory.METADATA_NAME
                 for position, name in places.items():
-                    left |= self._repair(node, found.path, position, name)
-        return left
+                    self._repair(node, found.path, position, name)
 
-    def _repair(self, node: Node, root: str, position: int, name: str) -> bool:
+    def _repair(self, node: Node, root: str, position: int, name: str) -> None:
         storage, path = node.storage.another_process(), f"{root}/{name}"
-        if read_marker(storage, path) is None:
-            return False
-        lock = locks.try_lock(storage, root, position)
+        lock = None
+        if read_marker(storage, path) is not None:
+            lock = locks.try_lock(storage, root, position)
         if lock is None:
-            return True
+            return
         options = OPTIONS if name == directory.METADATA_NAME else replace(OPTIONS, topic=name)
         now_ms = VirtualClock(self.scheduler).now_ms()
         try:
             report = repair_partition(storage, path, options, boot_id=node.boot_id, now_ms=now_ms)
         except RayStreamError as error:
             self._trace.add(self.scheduler.now_ms, node.name, f"not repaired: {name}: {error}")
-            return True
+            return
         finally:
             lock.release()
         self._trace.add(self.scheduler.now_ms, node.name, f"repaired {name}: {report}")
-        return False
 
     def failures(self, node: Node) -> dict[str, int]:
         """How many logs went offline in each living host of a machine."""
@@ -270,8 +277,10 @@ class SimulatedCluster:
         self.brokers[node.name] = (process, broker)
         self.scheduler.after(self._rng.randint(1, START_MS_MAX), broker.begin, process)
 
-    def start_host(self, node: Node, host: str, ready: Callable[[], None]) -> None:
-        """Start a partition actor; `ready` when it answers."""
+    def start_host(
+        self, node: Node, host: str, ready: Callable[[], None], *, coordinates: bool
+    ) -> None:
+        """Start a partition actor, of groups or of records; `ready` when it answers."""
         process = Process(host, node.name)
         turner = self._turner(process, node)
         made = self._make_host(turner.clock, turner.sync)
@@ -284,8 +293,7 @@ class SimulatedCluster:
             locking=take_partition_lock,
             spread=one_by_one,
         )
-        turner.drive(_Both(made, control))
-        self.hosts[host] = HostProcess(node, process, turner, made, control)
+        one = self.hosts[host] = HostProcess(node, process, turner, made, control)
         handlers: dict[str, Handler] = {
             "produce": made.produce,
             "fetch": made.fetch,
@@ -295,12 +303,34 @@ class SimulatedCluster:
             "alter": control.alter,
             "release": control.release,
         }
+        shell: Turning = _Both(made, control)
+        if coordinates:
+            shell = self._coordinate(one, shell, handlers)
+        turner.drive(shell)
 
         def up() -> None:
             self.network.serve(host, process, turner.entered(handlers))
             ready()
 
         self.scheduler.after(self._rng.randint(1, START_MS_MAX), up, process)
+
+    def _coordinate(
+        self, one: HostProcess, shell: Turning, handlers: dict[str, Handler]
+    ) -> Turning:
+        coordinator = SimulatedCoordinator(
+            self.scheduler,
+            self.network,
+            one.turner,
+            one.host,
+            one.control,
+            self.member_deaths,
+            self._make_groups,
+        )
+        one.groups = coordinator.groups
+        added = coordinator.handlers()
+        handlers |= added if self.judged is None else self.judged(one, added)
+        coordinator.look()
+        return GroupShell(shell, coordinator.groups)
 
     def stop_host(self, host: str) -> None:
         """End a partition actor that has nothing to serve."""

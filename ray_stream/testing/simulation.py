@@ -12,25 +12,32 @@ Invariants (numbers as in `docs/testing.md`):
 * I9 one (offset, leader epoch) has one content; a request is applied only in its own leader epoch.
 * I13 once a log is offline, nothing more of it is acknowledged or shown.
 * I14 once the faults stop, everything is served and acknowledged again within `CALM_MS`.
+* I15 to I19, of consumer groups: `testing.group_story` and `testing.group_judge`.
+* I20 once the faults stop, each partition has one owner in each group, nothing is left unread, and
+  every record was handled.
 """
 
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
+from ray_stream.actors.group_host import GroupHost
 from ray_stream.actors.partition_host import PartitionHost
 from ray_stream.errors import CorruptRecordError, InvariantViolationError, RayStreamError
+from ray_stream.log.partition_log import PartitionLog
 from ray_stream.metadata.commands import CreateTopic, PartitionKey, TopicCreated
 from ray_stream.records.header import decode_header
 from ray_stream.rpc.messages import ProduceRequest, ProduceResponse
 from ray_stream.testing import checker, history
+from ray_stream.testing.group_judge import GroupJudge
 from ray_stream.testing.nemesis import Nemesis
 from ray_stream.testing.network import Network
 from ray_stream.testing.sabotage import Saboteur
 from ray_stream.testing.scheduler import Process, Scheduler
 from ray_stream.testing.simulated_clients import SimulatedConsumer, SimulatedProducer
 from ray_stream.testing.simulated_cluster import HostProcess, SimulatedCluster
+from ray_stream.testing.simulated_groups import SimulatedGroups
 from ray_stream.testing.trace import Trace
 from ray_stream.types import TopicPartition
 
@@ -81,8 +88,11 @@ class Watcher:
         self._seen: dict[tuple[str, PartitionKey], int] = {}
         self._contents: dict[tuple[PartitionKey, int, int], tuple[int, int]] = {}
         self._readable: dict[PartitionKey, int] = {}
-        self._offline: dict[tuple[str, PartitionKey], int] = {}
+        self._glimpse: dict[tuple[str, PartitionKey], tuple[int, int]] = {}
+        """What a partition showed when it was looked at last: readable, written."""
+        self._offline: dict[PartitionKey, tuple[PartitionLog, int]] = {}
         self._metadata_version = -1
+        self.group_judge: GroupJudge | None = None
 
     def look(self) -> None:
         """Check what the process shows that has just acted: a log changes in no other's event.
@@ -110,27 +120,32 @@ class Watcher:
 
     def _look_into(self, name: str) -> None:
         one = self._cluster.hosts[name]
+        if self.group_judge is not None:
+            self.group_judge.look(one)
         for key, hosted in one.host.partitions.items():
             if hosted.leading:
                 self._look_at(name, key, one)
 
     def _look_at(self, name: str, key: PartitionKey, one: HostProcess) -> None:
         log = one.host.partitions[key].log
-        readable = log.readable_end
+        readable, written = log.readable_end, log.written_end
+        if self._glimpse.get((name, key)) == (readable, written):
+            return
+        self._glimpse[name, key] = (readable, written)
         before = self._readable.get(key, 0)
         if readable < before:
             raise InvariantViolationError(
                 f"I8: the readable end of partition {key[1]} went back from {before} to {readable}"
             )
         self._readable[key] = readable
-        if log.offline and readable > self._offline.setdefault((name, key), readable):
+        if log.offline and readable > self._offline_at(key, log):
             raise InvariantViolationError(
                 f"I13: partition {key[1]} promised more after it went offline: {log.offline}"
             )
         seen = self._seen.get((name, key), log.start_offset)
-        while seen < log.written_end:
+        while seen < written:
             try:
-                read = log.read(seen, bytes_max=1 << 20, end_offset=log.written_end)
+                read = log.read(seen, bytes_max=1 << 20, end_offset=written)
             except CorruptRecordError as error:
                 # No bit is flipped in a simulation, so what cannot be read was lost.
                 raise InvariantViolationError(f"I1: {error}") from error
@@ -138,6 +153,14 @@ class Watcher:
                 self._remember(key, batch)
             seen = read.next_offset
         self._seen[name, key] = seen
+
+    def _offline_at(self, key: PartitionKey, log: PartitionLog) -> int:
+        """What was readable when this very log went offline; one that is repaired is another."""
+        found, readable = self._offline.get(key, (None, 0))
+        if found is not log:
+            readable = log.readable_end
+            self._offline[key] = (log, readable)
+        return readable
 
     def _remember(self, key: PartitionKey, batch: Any) -> None:
         header = decode_header(batch)
@@ -150,6 +173,20 @@ class Watcher:
             )
 
 
+class Trouble(Protocol):
+    """Something that goes wrong until it is stopped."""
+
+    faults: int
+
+    def start(self) -> None:
+        """Go on until `stop`."""
+        ...
+
+    def stop(self) -> None:
+        """No more of it."""
+        ...
+
+
 class Simulation:
     """One run."""
 
@@ -158,9 +195,19 @@ class Simulation:
         seed: int,
         *,
         make_host: Callable[..., PartitionHost] = PartitionHost,
+        make_groups: Callable[..., GroupHost] = GroupHost,
+        groups: bool = True,
         sink: Callable[[str], None] | None = None,
     ) -> None:
-        """Args: make_host: for tests that plant a bug; sink: is given every line of the trace."""
+        """Prepare one run.
+
+        Args:
+            seed: any int.
+            make_host: for tests that plant a bug,
+            make_groups: and so is this.
+            groups: without them there are twice as many records.
+            sink: is given every line of the trace.
+        """
         self.seed = seed
         self.trace = Trace(sink)
         self._rng = random.Random(seed)  # noqa: S311 - a seed, not a secret
@@ -173,6 +220,7 @@ class Simulation:
             self._draw(),
             nodes=self._rng.choice([1, 1, 2, 3]),
             make_host=_fencing(make_host),
+            make_groups=make_groups,
         )
         self.nemesis = Nemesis(self.scheduler, self.network, self.cluster, self._draw())
         self._saboteur: Saboteur | None = None
@@ -180,6 +228,7 @@ class Simulation:
             rng = random.Random(f"sabotage {seed}")  # noqa: S311 - a seed, not a secret
             self._saboteur = Saboteur(self.scheduler, self.cluster, rng)
         self._history: list[history.AnyEvent] = []
+        self._unkept: list[str] = []
         self._partitions = self._rng.choice([1, 2, 4])
         self._admin = Process("admin", "clients")
         self._created = False
@@ -195,6 +244,15 @@ class Simulation:
             for number in range(3)
         ]
         self._consumers: list[SimulatedConsumer] = []
+        self._send_pause_ms_max = SEND_PAUSE_MS_MAX
+        self.groups: SimulatedGroups | None = None
+        if groups:
+            rng = random.Random(f"groups {seed}")  # noqa: S311 - a seed, not a secret
+            self.groups = SimulatedGroups(
+                self.scheduler, self.network, self.cluster, rng, TOPIC, self._history.append
+            )
+            self._watcher.group_judge = self.groups.judge
+            self._send_pause_ms_max = 2 * SEND_PAUSE_MS_MAX
 
     def _draw(self) -> random.Random:
         return random.Random(self._rng.getrandbits(64))  # noqa: S311 - a seed, not a secret
@@ -216,12 +274,17 @@ class Simulation:
             self.seed,
             self.trace.digest,
             self.trace.events,
-            self.nemesis.faults + (self._saboteur.faults if self._saboteur is not None else 0),
+            sum(one.faults for one in self._troubles),
             report.acknowledged,
             report.unknown,
             violations,
             list(self.trace.last) if violations else [],
         )
+
+    @property
+    def _troubles(self) -> list[Trouble]:
+        found: list[Trouble | None] = [self.nemesis, self._saboteur, self.groups]
+        return [one for one in found if one is not None]
 
     # --- phases ----------------------------------------------------------------------------------
 
@@ -232,15 +295,14 @@ class Simulation:
         for producer in self._producers:
             self._keep_sending(producer, self.scheduler.now_ms + STORM_MS)
         self._consume("c0")
-        self.nemesis.start()
-        if self._saboteur is not None:
-            self._saboteur.start()
+        for trouble in self._troubles:
+            trouble.start()
         self._pass(STORM_MS)
 
     def _calm(self) -> None:
-        self.nemesis.stop()
+        for trouble in self._troubles:
+            trouble.stop()
         if self._saboteur is not None:
-            self._saboteur.stop()
             self._saboteur.keep_repairing(STEP_MS)
         self._until(
             lambda: all(producer.unresolved == 0 for producer in self._producers),
@@ -258,9 +320,19 @@ class Simulation:
         for name, end in wanted.items():
             place = f"{name.topic}-{name.partition}"
             self._history.append(history.Final("final", place, end))
+        if self.groups is not None:
+            self._settle(self.groups, wanted)
+
+    def _settle(self, groups: SimulatedGroups, ends: dict[TopicPartition, int]) -> None:
+        try:
+            self._until(lambda: not groups.unsettled(ends), "")
+        except InvariantViolationError as error:
+            why = str(error) or f"I20: no rest long after the last fault: {groups.unsettled(ends)}"
+            raise InvariantViolationError(why) from error
+        self._unkept += groups.verdict(ends)
 
     def _verdict(self, report: checker.Report) -> list[str]:
-        found = [str(anomaly) for anomaly in report.anomalies]
+        found = [*self._unkept, *(str(anomaly) for anomaly in report.anomalies)]
         errors = [error for consumer in self._consumers for error in consumer.errors]
         return found + [f"a consumer was told {error!r}" for error in errors]
 
@@ -294,7 +366,8 @@ class Simulation:
         partition = self._rng.randrange(self._partitions)
         producer.send(TOPIC, partition, self._rng.randint(1, BATCH_MAX))
         self.scheduler.after(
-            self._rng.randint(1, SEND_PAUSE_MS_MAX), lambda: self._keep_sending(producer, end_ms)
+            self._rng.randint(1, self._send_pause_ms_max),
+            lambda: self._keep_sending(producer, end_ms),
         )
 
     def _consume(self, name: str) -> SimulatedConsumer:
@@ -309,7 +382,10 @@ class Simulation:
             TopicPartition(TOPIC, key[1]): hosted.log.readable_end
             for one in self.cluster.hosts.values()
             for key, hosted in one.host.partitions.items()
-            if hosted.leading and not hosted.waiting and not hosted.staged
+            if hosted.leading
+            and hosted.spec.topic == TOPIC
+            and not hosted.waiting
+            and not hosted.staged
         }
         return ends if len(ends) == self._partitions else None
 

@@ -6,13 +6,23 @@ A seed that ever failed stays in `REGRESSIONS`.
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 
+from ray_stream.actors.group_host import GroupHost
 from ray_stream.actors.partition_host import Hosted, PartitionHost
+from ray_stream.client.holdings_core import Holdings
 from ray_stream.errors import RayStreamError, StorageError
+from ray_stream.groups import membership, offsets
+from ray_stream.groups.commands import OffsetCommit, PartitionKey
+from ray_stream.groups.image import Group, Member
+from ray_stream.groups.reconciliation import next_step
+from ray_stream.groups.records import MemberAdvanced, MemberAssigned
 from ray_stream.log.partition_log import SyncJob
 from ray_stream.rpc.messages import FetchPartition, ListOffsetsPartition, ProducePartition
+from ray_stream.rpc.services import Reply
 from ray_stream.testing.simulation import Report, Simulation, run
 
 SEEDS = 200
@@ -26,6 +36,7 @@ REGRESSIONS = {
     119: "a lost report left a served partition unknown to the controller for good",
     0: "a late copy of a dead broker's registration fenced the living one, which never gave way",
 }
+"""Found before there were groups in the simulator, and run without them."""
 
 
 @pytest.mark.sim
@@ -40,7 +51,7 @@ def test_no_seed_breaks_a_promise(first: int) -> None:
 @pytest.mark.sim
 @pytest.mark.parametrize("seed", REGRESSIONS)
 def test_a_seed_that_once_failed_passes(seed: int) -> None:
-    assert run(seed).passed, REGRESSIONS[seed]
+    assert Simulation(seed, groups=False).run().passed, REGRESSIONS[seed]
 
 
 @pytest.mark.sim
@@ -96,10 +107,13 @@ class MixingHost(PartitionHost):
         del hosted
 
 
-def first_failure(make_host: type[PartitionHost]) -> Report:
-    runs = (Simulation(seed, make_host=make_host).run() for seed in range(SEEDS))
+def first_failure(
+    make_host: type[PartitionHost] = PartitionHost, make_groups: type[GroupHost] = GroupHost
+) -> Report:
+    seeds = range(SEEDS)
+    runs = (Simulation(one, make_host=make_host, make_groups=make_groups).run() for one in seeds)
     found = next((report for report in runs if not report.passed), None)
-    assert found is not None, f"{make_host.__name__} passed {SEEDS} seeds"
+    assert found is not None, f"what was planted passed {SEEDS} seeds"
     return found
 
 
@@ -109,4 +123,79 @@ def test_a_planted_bug_is_found_and_replayed_from_its_seed(make_host: type[Parti
     found = first_failure(make_host)
     again = Simulation(found.seed, make_host=make_host).run()
     assert (again.digest, again.violations) == (found.digest, found.violations)
+    assert run(found.seed).passed
+
+
+# --- groups --------------------------------------------------------------------------------------
+
+
+class HastyGroups(GroupHost):
+    """Planted: answers before the sync."""
+
+    def _when_synced(self, one: Any, then: Callable[[], None], reply: Reply[Any]) -> None:  # noqa: ANN401 - private to the host
+        del one, reply
+        then()
+
+
+def nobody_asks(member: Member, command: OffsetCommit, key: PartitionKey) -> None:
+    """Planted: whoever is a member commits what it likes."""
+    del member, command, key
+
+
+def never_late(group: Group, command: OffsetCommit, key: PartitionKey) -> bool:
+    """Planted: the commit that comes last counts, whenever it was sent."""
+    del group, command, key
+    return False
+
+
+def released_at_once(
+    group: Group,
+    member: Member,
+    target: Mapping[PartitionKey, None],
+    epoch: int,
+    *,
+    released: bool,
+) -> MemberAssigned | MemberAdvanced | None:
+    """Planted: a partition is given away before its owner said that it released it."""
+    del released
+    return next_step(group, member, target, epoch, released=True)
+
+
+def released_unread(self: Holdings) -> bool:
+    """Planted: a member says that it released what its consumer still reads."""
+    told = self._told_of()
+    gone = [key for key in self.held if key not in told]
+    for key in gone:
+        del self.held[key]
+    return bool(gone)
+
+
+@pytest.mark.sim
+def test_a_coordinator_that_answers_before_the_sync_is_found() -> None:
+    found = first_failure(make_groups=HastyGroups)
+    assert "I18" in found.violations[0]
+    again = Simulation(found.seed, make_groups=HastyGroups).run()
+    assert (again.digest, again.violations) == (found.digest, found.violations)
+
+
+@pytest.mark.sim
+@pytest.mark.parametrize(
+    ("place", "name", "bug", "invariant"),
+    [
+        (offsets, "_check_owner", nobody_asks, "I17"),
+        (offsets, "_is_late", never_late, "I17"),
+        (membership, "next_step", released_at_once, "I16"),
+        (Holdings, "release", released_unread, "I16"),
+    ],
+    ids=["commits are not fenced", "commits come late", "given too early", "released too early"],
+)
+def test_a_planted_bug_in_groups_is_found_and_replayed_from_its_seed(
+    monkeypatch: pytest.MonkeyPatch, place: object, name: str, bug: object, invariant: str
+) -> None:
+    with monkeypatch.context() as planted:
+        planted.setattr(place, name, bug)
+        found = first_failure()
+        assert found.violations[0].startswith(invariant)
+        again = run(found.seed)
+        assert (again.digest, again.violations) == (found.digest, found.violations)
     assert run(found.seed).passed
