@@ -29,6 +29,7 @@ PAUSE_MS_MIN, PAUSE_MS_MAX = 100, 900
 STOPPED_MS_MAX = 4_000
 SESSION_MS = (800, 2_000, 3_000)
 STATIC_CHANCE = 0.3
+ECHO_MS_MAX = 1_000
 
 
 @dataclass(slots=True)
@@ -107,6 +108,7 @@ class SimulatedGroups:
                 self._stop_one,
                 self._believe_dead,
                 self._intrude,
+                self._echo,
                 None,
             ]
         )
@@ -208,6 +210,10 @@ class SimulatedGroups:
     def _intrude(self, group: _Group, member: SimulatedMember) -> None:
         owners = self.story.group(group.name).owners
         member.intrude([key for key, owner in owners.items() if owner != member.name])
+
+    def _echo(self, group: _Group, member: SimulatedMember) -> None:
+        del group
+        member.echo(self._rng.randint(1, ECHO_MS_MAX))
 
     # --- what is so ------------------------------------------------------------------------------
 

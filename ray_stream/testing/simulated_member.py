@@ -10,6 +10,7 @@ in the background, now and then.
 import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ray_stream.client.consumer_core import ConsumerCore
@@ -144,7 +145,9 @@ class SimulatedMember:
         self._membership = MembershipCore(identity, self._config, directory, topic_id)
         self._consumer = ConsumerCore(self._config, directory)
         self._beat: tuple[str, ConsumerGroupHeartbeat] | None = None
-        """The last one, and where it was sent."""
+        """The last one, and where it was sent,"""
+        self._commit: tuple[str, OffsetCommit] | None = None
+        """and the same of commits."""
         self._told = NOTHING_TOLD
         self._applied = NOTHING_TOLD
         self._idle_since_ms: int | None = None
@@ -194,6 +197,15 @@ class SimulatedMember:
         request = OffsetCommit(self.role.group, self.name, epoch, offsets, self.role.instance_id)
         self._network.call(self.process, host, "commit_offsets", request, lambda _: None)
 
+    def echo(self, delay_ms: int) -> None:
+        """Have a copy of the last commit arrive late, or at a coordinator that is gone."""
+        if self._commit is not None:
+            host, request = self._commit
+            copy = partial(
+                self._network.call, self.process, host, "commit_offsets", request, lambda _: None
+            )
+            self._scheduler.after(delay_ms, copy, self.process)
+
     def reads(self, key: PartitionKey) -> bool:
         """Whether it may be reading or handling that partition."""
         return not self._closed and any(
@@ -225,6 +237,8 @@ class SimulatedMember:
             case Send(request_id, host, request):
                 if isinstance(request, ConsumerGroupHeartbeat):
                     self._beat = (host, request)
+                elif isinstance(request, OffsetCommit):
+                    self._commit = (host, request)
                 self._network.call(
                     self.process,
                     host or "controller",

@@ -123,7 +123,7 @@ def test_a_planted_bug_is_found_and_replayed_from_its_seed(make_host: type[Parti
     found = first_failure(make_host)
     again = Simulation(found.seed, make_host=make_host).run()
     assert (again.digest, again.violations) == (found.digest, found.violations)
-    assert run(found.seed).passed
+    assert Simulation(found.seed).run().passed
 
 
 # --- groups --------------------------------------------------------------------------------------
@@ -196,6 +196,6 @@ def test_a_planted_bug_in_groups_is_found_and_replayed_from_its_seed(
         planted.setattr(place, name, bug)
         found = first_failure()
         assert found.violations[0].startswith(invariant)
-        again = run(found.seed)
+        again = Simulation(found.seed).run()
         assert (again.digest, again.violations) == (found.digest, found.violations)
-    assert run(found.seed).passed
+    assert Simulation(found.seed).run().passed
