@@ -3,6 +3,7 @@
 import queue
 import socket
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -160,7 +161,15 @@ class RawPeer:
         family = socket.AF_UNIX if isinstance(way, str) else socket.AF_INET
         self.sock = socket.socket(family, socket.SOCK_STREAM)
         self.sock.settimeout(WAIT_S)
-        self.sock.connect(way)
+        deadline = time.monotonic() + WAIT_S
+        while True:
+            try:
+                self.sock.connect(way)
+            except BlockingIOError:  # so many wait to be let in that the kernel takes no more
+                assert time.monotonic() < deadline, "nobody is let in"
+                time.sleep(0.001)
+            else:
+                break
         self._parser = FrameParser(new_scratch())
         self._frames: list[Frame] = []
 
