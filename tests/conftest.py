@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,8 +27,10 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "usual"))
 def pytest_configure(config: pytest.Config) -> None:
     """Cut the run off from this user's Ray: its address, and its token in the home directory.
 
-    An xdist worker keeps the home that its controller made.
+    An xdist worker keeps the home that its controller made. A run in the background of a script is
+    given an ignored Ctrl-C, and so would everything that it starts.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.pop("RAY_ADDRESS", None)
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     if not hasattr(config, "workerinput"):
