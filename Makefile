@@ -54,7 +54,7 @@ demo: setup  ## the main job on real data, on a Ray of its own (ARGS=… go to t
 test: lint test-fast test-ray  ## lint and every fast layer: what CI runs
 
 test-fast: setup
-	$(PYTEST) -n 2 -m "not ray and not chaos" $(NONE_YET)
+	$(PYTEST) -n 2 --dist worksteal -m "not ray and not chaos" $(NONE_YET)
 
 # One Ray cluster for the whole run, so no xdist here.
 test-ray: setup
@@ -68,7 +68,7 @@ lint: setup  ## format, lint, types, layers
 
 chaos: setup  ## kill things (ROUNDS=20), and look for bad examples for long
 	RAY_STREAM_CHAOS_ROUNDS=$(ROUNDS) $(PYTEST) -m chaos
-	HYPOTHESIS_PROFILE=deep $(PYTEST) -n 2 -m "not ray and not chaos" tests/property
+	HYPOTHESIS_PROFILE=deep $(PYTEST) -n 2 --dist worksteal -m "not ray and not chaos" tests/property
 
 sim: setup  ## seeded simulation (SEEDS=200)
 	@$(VENV)/bin/ray-stream sim --seeds $(SEEDS) $(ARGS)
