@@ -15,7 +15,7 @@ SEEDS ?= 200
 # Exit status 5 means that pytest found no test for this layer yet.
 NONE_YET := || test $$? -eq 5
 
-.PHONY: help setup demo test test-fast test-ray lint chaos sim bench bench-long lock clean
+.PHONY: help setup demo test test-fast test-ray test-slow lint chaos sim bench bench-long lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z -]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
@@ -51,14 +51,20 @@ $(INSTALLED): $(LOCKED) pyproject.toml
 demo: setup  ## the main job on real data, on a Ray of its own (ARGS=… go to the demo)
 	@$(PYTHON) -m ray_stream.demo $(ARGS)
 
-test: lint test-fast test-ray  ## lint and every fast layer: what CI runs
+# Lint has one thread and takes as long as the fast layer, which has two.
+test: setup  ## lint and every layer but the slow ones: what CI runs
+	@$(MAKE) --jobs=2 lint test-fast
+	@$(MAKE) test-ray
 
 test-fast: setup
 	$(PYTEST) -n 2 --dist worksteal -m "not ray and not chaos" $(NONE_YET)
 
 # One Ray cluster for the whole run, so no xdist here.
 test-ray: setup
-	$(PYTEST) -m "ray and not chaos" $(NONE_YET)
+	$(PYTEST) -m "ray and not chaos and not slow" $(NONE_YET)
+
+test-slow: setup  ## what takes too long for `make test`: the demo, notebooks, nodes that fail
+	$(PYTEST) -m "slow and not chaos"
 
 lint: setup  ## format, lint, types, layers
 	$(VENV)/bin/ruff format --check --quiet .

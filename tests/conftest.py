@@ -1,5 +1,6 @@
 """What every test stands on: a home of its own, hypothesis profiles, and one local Ray."""
 
+import gc
 import logging
 import os
 import shutil
@@ -30,6 +31,7 @@ def pytest_configure(config: pytest.Config) -> None:
     An xdist worker keeps the home that its controller made. A run in the background of a script is
     given an ignored Ctrl-C, and so would everything that it starts.
     """
+    gc.set_threshold(100_000, 20, 100)  # at its usual pace it takes a fifth of a simulation
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.pop("RAY_ADDRESS", None)
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"

@@ -428,10 +428,10 @@ def _fencing(make_host: Callable[..., PartitionHost]) -> Callable[..., Partition
 
 
 def run(seed: int, *, sink: Callable[[str], None] | None = None) -> Report:
-    """Run one seed; even ones have consumer groups, odd ones twice as many records.
+    """Run one seed, with consumer groups.
 
     Args:
         seed: any int; the same one gives the same run.
         sink: is given every line of the trace, to read along.
     """
-    return Simulation(seed, groups=seed % 2 == 0, sink=sink).run()
+    return Simulation(seed, sink=sink).run()

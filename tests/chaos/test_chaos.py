@@ -12,7 +12,7 @@ from ray_stream import Cluster
 from tests.chaos.killing import kill_under_load
 from tests.history.checker import describe
 
-pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.chaos]
 
 ROUNDS = int(os.environ.get("RAY_STREAM_CHAOS_ROUNDS", "20"))
 SEED = int(os.environ.get("RAY_STREAM_CHAOS_SEED", "0"))

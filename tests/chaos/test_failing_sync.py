@@ -19,7 +19,7 @@ from tests.ray.test_faults_offline import (
     wait_for_reason,
 )
 
-pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.chaos]
 
 
 def fail_one_sync(pid: int, path: Path) -> subprocess.Popen[bytes]:

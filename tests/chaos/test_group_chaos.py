@@ -19,7 +19,7 @@ from ray_stream.testing.handled import judge_handled, read_notes
 from tests.chaos.handlers import hosts, is_coordinator, members, noting
 from tests.ray.drivers import Driver
 
-pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.chaos]
 
 ROUNDS = int(os.environ.get("RAY_STREAM_CHAOS_ROUNDS", "20"))
 SEED = int(os.environ.get("RAY_STREAM_CHAOS_SEED", "0"))

@@ -10,7 +10,7 @@ import pytest
 
 from tests.ray.drivers import CLEARED
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 def test_the_demo_verifies_what_it_wrote_and_leaves_it_sound(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from tests.chaos.targets import Target, targets
 from tests.history.checker import describe
 from tests.ray.drivers import is_running, wait_until_ended
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 PATIENCE_S = 90.0
 """For a machine that others use, too; `make chaos` holds the promised seconds."""
 SEGMENT_BYTES = 64 * 1024
@@ -47,6 +47,7 @@ def test_killed_actors_come_back_and_nothing_is_lost_repeated_or_reordered(
     assert figures.producers_killed
 
 
+@pytest.mark.slow
 def test_a_stopped_actor_is_replaced_and_changes_nothing_when_it_is_continued(
     cluster: Cluster, tmp_path: Path
 ) -> None:

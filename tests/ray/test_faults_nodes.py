@@ -23,7 +23,6 @@ def home() -> Iterator[Path]:
     shutil.rmtree(path, ignore_errors=True)
 
 
-@pytest.mark.chaos
 def test_a_dead_nodes_partitions_are_served_again_by_whoever_sees_its_disk(
     home: Path, tmp_path: Path
 ) -> None:

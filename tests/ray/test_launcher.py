@@ -20,7 +20,7 @@ from ray._private.services import get_node_ip_address
 
 from tests.ray.drivers import CLEARED, Driver, family, kill, wait_until_ended
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 SCRIPT = """
 import os, ray
