@@ -72,11 +72,16 @@ class Driver:
 
     def pump(self) -> None:
         """Take everything that arrived, and look at the time."""
-        arrived = self._mailbox.take()
-        while arrived is not None:
+        self._look()
+
+    def _look(self, wait_ms: int = 0) -> None:
+        """As `pump`, waiting for something to arrive if nothing has."""
+        arrived = self._mailbox.take(wait_ms)
+        if arrived is None:
+            self.step(Tick())
+        while arrived is not None:  # each step looks at the time as well
             self._take(*arrived)
             arrived = self._mailbox.take()
-        self.step(Tick())
 
     def _take(self, request_id: int, answer: Any) -> None:  # noqa: ANN401 - of any request
         self.step(Answered(request_id, self._local.answered(request_id, answer)))
@@ -111,10 +116,7 @@ class Driver:
             wake_ms = self._core.wake_ms(now_ms)
             if wake_ms is not None:
                 left_ms = max(1, min(left_ms, wake_ms - now_ms))
-            arrived = self._mailbox.take(left_ms)
-            if arrived is not None:
-                self._take(*arrived)
-            self.pump()
+            self._look(left_ms)
         return True
 
 

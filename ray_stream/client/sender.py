@@ -290,7 +290,7 @@ class Sender:
                 for item in self._arrived():
                     self._take(item)
                 self._deliver_sealed()
-                self._step(Tick())
+                self._look_at_time()
                 self._settle()
         except BaseException as error:  # noqa: BLE001 - callers must not wait for a dead thread
             self._broken = error
@@ -298,6 +298,11 @@ class Sender:
             self.buffer.interrupt()
         finally:
             self.ended.set()
+
+    def _look_at_time(self) -> None:
+        due_ms = self._core.next_deadline_ms
+        if due_ms is not None and due_ms <= self.clock.monotonic_ms():
+            self._step(Tick())
 
     def _is_over(self) -> bool:
         return self._stopping and not self._unresolved and not self.unresolved_records
