@@ -1,194 +1,294 @@
 """ray_stream beside Apache Kafka and its C client, case by case, interleaved in one run.
 
-Run: `make bench` or `python benchmarks/compare.py [--repetitions 5] [--cases send,read]`. Writes
-`benchmarks/results/compare.json`: every figure, medians and ranges, ratios with their spread, the
-machine and the versions. A peer that is missing is reported as not measured.
+Run: `make bench`, or `python benchmarks/compare.py [--repetitions 5] [--cases send open]`. A whole
+run writes `benchmarks/results/compare.json`: every figure, medians and ranges, ratios with their
+spread, the machine, the niceness of every process, versions, settings. A part of it (`--cases`,
+`--quick`, fewer repetitions) only prints, unless `--out` says where to write. A peer that is
+missing is reported as not measured.
 """
 
 import argparse
-import importlib.metadata
 import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import cases
 import kafka_peer
-from peers import PARTITIONS, Peer, RayStream
+import limits
+import other_peers
+import ray
+from cases import Case, Scale
+from crew import Crew
+from figures import CONFIDENCE, Row, spread
+from kafka_peer import Kafka
+from machine import about_machine, niceness, open_many_files, versions
+from peers import BATCH_BYTES, CALL_BYTES, LINGER_MS, PARTITIONS, Peer, RayStream
 
-RESULTS = Path(__file__).parent / "results"
-RECORD = 100
-KEYS = 100_000
+from ray_stream.cluster import embedded
+
+RESULT = Path(__file__).parent / "results" / "compare.json"
+REPETITIONS = 5
+STAGES = ("alone", "crews", "fresh")
 
 
 @dataclass
-class Case:
-    """One row."""
+class Session:
+    """One run of the benchmark: what was asked for, and what has come of it."""
 
-    name: str
-    target: float
-    """What the ratio is to be at least; for latencies at most."""
-    unit: str
-    run: Callable[[Peer, str], float | list[float]]
-    """Gets a peer and a fresh topic's name."""
-    fsync: bool = False
-    lower_is_better: bool = False
-    partitions: int = PARTITIONS
-    figures: dict[str, list[float]] = field(default_factory=dict)
+    arguments: argparse.Namespace
+    directory: Path
+    kafka_missing: str
+    done: list[Case] = field(default_factory=list)
+    limits: list[dict[str, float]] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    niceness: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def scale(self) -> Scale:
+        """How much work."""
+        return Scale(50 if self.arguments.quick else 1)
 
-def rate(seconds: float, count: int) -> float:
-    """Per second."""
-    return count / seconds
+    def wanted(self, found: Iterator[Case]) -> list[Case]:
+        """Those that were asked for."""
+        texts = self.arguments.cases
+        return [case for case in found if not texts or any(one in case.name for one in texts)]
 
+    def measure(self, stage: str, wanted: list[Case]) -> None:
+        """Every case by every contestant in turns, so that a drift of the machine meets all."""
+        begun = time.monotonic()
+        self.niceness[stage] = niceness()
+        for repetition in range(self.arguments.repetitions):
+            self.limits.append(limits.measure(self.directory))
+            for case in wanted:
+                turns = list(case.runs.items())
+                for contestant, run in turns if repetition % 2 == 0 else turns[::-1]:
+                    self._once(case, contestant, run)
+        self.done += wanted
+        self.seconds[stage] = round(time.monotonic() - begun, 1)
 
-def send(count: int, *, keyed: bool = False, size: int = RECORD) -> Callable[[Peer, str], float]:
-    """Records a second, one call each."""
-    keys = [b"key-%d" % (number % KEYS) for number in range(count)] if keyed else None
-
-    def run(peer: Peer, topic: str) -> float:
-        return rate(peer.send_each(topic, b"x" * size, count, keys), count)
-
-    return run
-
-
-def send_all(
-    count: int, size: int = RECORD, *, in_bytes: bool = False
-) -> Callable[[Peer, str], float]:
-    """Records or megabytes a second, many a call."""
-
-    def run(peer: Peer, topic: str) -> float:
-        return rate(
-            peer.send_all(topic, b"x" * size, count), count * size / 1e6 if in_bytes else count
-        )
-
-    return run
-
-
-def read(method: str, count: int) -> Callable[[Peer, str], float]:
-    """Records a second, of a topic that is written first."""
-
-    def run(peer: Peer, topic: str) -> float:
-        peer.send_all(topic, b"x" * RECORD, count)
-        return rate(getattr(peer, method)(topic, count), count)
-
-    return run
+    def _once(self, case: Case, contestant: str, run: Callable[[], list[float]]) -> None:
+        try:
+            figures = run()
+        except Exception as error:  # noqa: BLE001 - the other rows are worth their time
+            traceback.print_exc()
+            self.failures.append(f"{case.name}, {contestant}: {type(error).__name__}: {error}")
+            del case.runs[contestant]
+            for row in case.rows:
+                row.figures.pop(contestant, None)
+            return
+        for row, figure in zip(case.rows, figures, strict=True):
+            row.add(contestant, figure)
+            print(f"{row.name:62} {contestant:18} {figure:14,.1f} {row.unit}", flush=True)
 
 
-def latency(quantile: float, count: int = 500) -> Callable[[Peer, str], float]:
-    """Microseconds from send to poll."""
-
-    def run(peer: Peer, topic: str) -> float:
-        times = sorted(peer.round_trips(topic, count)[count // 10 :])
-        return times[int(len(times) * quantile)] * 1e6
-
-    return run
-
-
-def cases() -> list[Case]:
-    """The table."""
-    return [
-        Case("send, unkeyed, replicated", 2.5, "rec/s", send(1_000_000)),
-        Case("send, keyed, replicated", 2.5, "rec/s", send(1_000_000, keyed=True)),
-        Case("send, unkeyed, fsync", 2.5, "rec/s", send(1_000_000), fsync=True),
-        Case("send, keyed, fsync", 2.5, "rec/s", send(1_000_000, keyed=True), fsync=True),
-        Case("send_batch, replicated", 10, "rec/s", send_all(2_000_000)),
-        Case("send_batch, fsync", 10, "rec/s", send_all(2_000_000), fsync=True),
-        Case("send_batch of 1 KB, MB/s", 4, "MB/s", send_all(400_000, 1_000, in_bytes=True)),
-        Case("read, one object a record", 2, "rec/s", read("read_each", 1_000_000)),
-        Case("fetch to Arrow, catching up", 40, "rec/s", read("read_all", 2_000_000)),
-        Case("latency p50", 0.4, "us", latency(0.5), lower_is_better=True, partitions=1),
-        Case("latency p99", 0.2, "us", latency(0.99), lower_is_better=True, partitions=1),
-        Case(
-            "latency p50, fsync",
-            0.5,
-            "us",
-            latency(0.5),
-            fsync=True,
-            lower_is_better=True,
-            partitions=1,
-        ),
-    ]
+@contextmanager
+def running(peers: list[Peer], directory: Path) -> Iterator[None]:
+    """Peers that are up."""
+    with ExitStack() as stack:
+        for peer in peers:
+            peer.prepare(directory / peer.name)
+            stack.callback(peer.stop)
+            peer.boot()
+            peer.first_record()
+        yield
 
 
-def measure(peers: list[Peer], wanted: list[Case], repetitions: int) -> None:
-    """Every case on every peer, in turns, so that a drift of the machine meets all of them."""
-    for repetition in range(repetitions):
-        for number, case in enumerate(wanted):
-            turn = peers if repetition % 2 == 0 else peers[::-1]
-            for peer in turn:
-                topic = f"bench-{number}-{repetition}"
-                peer.make_topic(topic, partitions=case.partitions, fsync=case.fsync)
-                figure = case.run(peer, topic)
-                case.figures.setdefault(peer.name, []).append(figure)
-                print(f"{case.name:32} {peer.name:12} {figure:14,.0f} {case.unit}", flush=True)
+def warm(peer: Peer, scale: Scale) -> None:
+    """Work that is not measured: a Java process compiles itself while it works."""
+    count = scale.of(1_000_000)
+    for fsync in (False, True):
+        with cases.topic_of(peer, fsync=fsync) as topic:
+            peer.send_each(topic, b"x" * cases.RECORD, count, None)
+            peer.send_all(topic, b"x" * cases.RECORD, count)
+            peer.read_each(topic, count)
+            peer.read_all(topic, count)
+            peer.round_trips(topic, scale.of(500, 50))
 
 
-def summary(case: Case) -> dict[str, object]:
-    """Medians, ranges, and the ratio of each repetition."""
-    told: dict[str, object] = {"case": case.name, "unit": case.unit, "target": case.target}
-    for name, figures in case.figures.items():
-        told[name] = {"median": statistics.median(figures), "range": [min(figures), max(figures)]}
-    if len(case.figures) == 2:
-        ours, theirs = case.figures[RayStream.name], case.figures[kafka_peer.Kafka.name]
-        ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-        told["ratio"] = {"median": statistics.median(ratios), "range": [min(ratios), max(ratios)]}
-        worst = max(ratios) if case.lower_is_better else min(ratios)
-        told["reached"] = worst <= case.target if case.lower_is_better else worst >= case.target
-    return told
+def standing(session: Session, stages: list[str]) -> None:
+    """The stages in which all peers stand side by side."""
+    ours = RayStream()
+    kafka = None if session.kafka_missing else Kafka()
+    peers: list[Peer] = [ours] if kafka is None else [ours, kafka]
+    with running(peers, session.directory):
+        for peer in peers:
+            warm(peer, session.scale)
+        if "alone" in stages:
+            found = [
+                *cases.send_cases(peers, session.scale),
+                *cases.read_cases(peers, session.scale),
+                *cases.latency_cases(peers, session.scale),
+                *cases.keyed_cases(ours, session.scale),
+            ]
+            if not session.arguments.only_kafka:
+                cases.beside_others(found, kafka, session.scale)
+            session.measure("alone", session.wanted(iter(found)))
+        if "crews" in stages and session.wanted(cases.crew_cases([], session.scale)):
+            with ExitStack() as stack:
+                crews = []
+                for peer in peers:
+                    crews.append(Crew(peer))
+                    stack.callback(crews[-1].end)
+                session.measure("crews", session.wanted(cases.crew_cases(crews, session.scale)))
 
 
-def main() -> None:
-    """Run it."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--repetitions", type=int, default=5)
+def fresh(session: Session, *, fsync: bool) -> None:
+    """The stage in which each repetition starts nodes of its own."""
+    with_kafka = not session.kafka_missing
+    found = cases.fresh_cases(session.directory, with_kafka, session.scale, fsync=fsync)
+    if wanted := session.wanted(found):
+        session.measure("fresh, fsync" if fsync else "fresh", wanted)
+
+
+def told(session: Session) -> dict[str, Any]:
+    """Everything that goes into the file of results."""
+    missing = {"redis streams": other_peers.redis_why_not()}
+    if session.kafka_missing:
+        missing |= {"kafka": session.kafka_missing}
+    return {
+        "repetitions": session.arguments.repetitions,
+        "quick": session.arguments.quick,
+        "bound": f"one-sided, {CONFIDENCE:.0%}, of the median ratio, by order statistics",
+        "not_measured": missing,
+        "failures": session.failures,
+        "rows": [row.summary() for case in session.done for row in case.rows if row.figures],
+        "limits": {
+            name: spread([one[name] for one in session.limits]) for name in session.limits[0]
+        }
+        if session.limits
+        else {},
+        "machine": about_machine(session.directory),
+        "niceness": session.niceness,
+        "versions": versions(),
+        "seconds": session.seconds,
+        "settings": {
+            "ray_stream": {
+                "linger_ms": LINGER_MS,
+                "batch_size": BATCH_BYTES,
+                "bytes a call of send_batch": CALL_BYTES,
+                "producer of single records": {"linger_ms": 0},
+            },
+            "kafka": kafka_peer.TUNING,
+            "partitions": PARTITIONS,
+            "keys": cases.KEYS,
+        },
+    }
+
+
+def shown(row: Row) -> str:
+    """A row of the summary."""
+    found = row.summary()
+    ratio: Any = found.get("ratio")
+    parts = [f"{name} {statistics.median(each):,.1f}" for name, each in row.figures.items()]
+    text = f"{row.name} ({row.unit}): {', '.join(parts)}"
+    if ratio is None:
+        return text
+    low, high = ratio["range"]
+    bound = "no bound" if ratio["bound"] is None else f"bound {ratio['bound']:.2f}"
+    verdict = {True: "REACHED", False: "not reached", None: "not judged"}[ratio["reached"]]
+    aim = f", target {row.target}: {verdict}" if row.target is not None else ""
+    return f"{text}; ratio {ratio['median']:.2f} ({low:.2f} to {high:.2f}, {bound}){aim}"
+
+
+def parsed() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repetitions", type=int, default=REPETITIONS)
     parser.add_argument(
-        "--cases", default="", help="only those whose names begin with one of these"
+        "--cases", nargs="+", default=[], help="only those with this in their names"
     )
-    arguments = parser.parse_args()
-    names = tuple(arguments.cases.split(","))
-    wanted = [case for case in cases() if case.name.startswith(names)]
-    peers: list[Peer] = [RayStream()]
+    parser.add_argument("--stages", default=",".join(STAGES), help="alone, crews, fresh")
+    parser.add_argument("--quick", action="store_true", help="a fiftieth of the work")
+    parser.add_argument("--only-kafka", action="store_true", help="leave the other peers out")
+    parser.add_argument("--many-fsync", action="store_true", help="many partitions fsynced, too")
+    parser.add_argument("--list", action="store_true", help="name the cases and end")
+    parser.add_argument("--directory", help="where data go while it runs; default: temporary")
+    parser.add_argument("--out", type=Path, help=f"default of a whole run: {RESULT.name}")
+    return parser.parse_args()
+
+
+def names() -> Iterator[str]:
+    """Of every case."""
+    ours, scale = RayStream(), Scale()
+    for found in (
+        cases.send_cases([ours], scale),
+        cases.read_cases([ours], scale),
+        cases.latency_cases([ours], scale),
+        cases.keyed_cases(ours, scale),
+        cases.crew_cases([], scale),
+        cases.fresh_cases(Path(), False, scale, fsync=False),
+        cases.fresh_cases(Path(), False, scale, fsync=True),
+    ):
+        yield from (case.name for case in found)
+
+
+def run(session: Session) -> None:
+    """All stages, on a Ray of their own."""
+    stages = [one for one in STAGES if one in session.arguments.stages.split(",")]
+    embedded.start_local_ray()
+    try:
+        if {"alone", "crews"} & set(stages) and session.wanted(_standing_cases(session)):
+            standing(session, stages)
+        if "fresh" in stages:
+            fresh(session, fsync=False)
+            if session.arguments.many_fsync:
+                fresh(session, fsync=True)
+    finally:
+        ray.shutdown()
+
+
+def _standing_cases(session: Session) -> Iterator[Case]:
+    """Without anybody who would run them: only their names."""
+    ours = RayStream()
+    yield from cases.send_cases([], session.scale)
+    yield from cases.read_cases([], session.scale)
+    yield from cases.latency_cases([], session.scale)
+    yield from cases.keyed_cases(ours, session.scale)
+    yield from cases.crew_cases([], session.scale)
+
+
+def main() -> int:
+    """Run it."""
+    arguments = parsed()
+    if arguments.list:
+        print("\n".join(names()))
+        return 0
     missing = kafka_peer.why_not()
     if missing:
         print(f"kafka: not measured: {missing}")
     else:
-        peers.append(kafka_peer.Kafka())
-    with tempfile.TemporaryDirectory(prefix="rs-bench-") as directory:
-        starts = {}
-        try:
-            for peer in peers:
-                starts[peer.name] = peer.start(Path(directory) / peer.name)
-            measure(peers, wanted, arguments.repetitions)
-        finally:
-            for peer in peers:
-                if peer.name in starts:
-                    peer.stop()
-    told = {
-        "cold_start_s": starts,
-        "not_measured": {"kafka": missing} if missing else {},
-        "cases": [summary(case) for case in wanted],
-        "machine": {
-            "cpus": os.cpu_count(),
-            "platform": platform.platform(),
-            "load_at_the_end": os.getloadavg(),
-        },
-        "versions": {
-            name: importlib.metadata.version(name)
-            for name in ("ray", "pyarrow", "numpy", *(() if missing else ("confluent-kafka",)))
-        },
-    }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "compare.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
-    for row in told["cases"]:
-        print(row)
+        kafka_peer.fetch_jars()
+    open_many_files()
+    whole = not (arguments.quick or arguments.cases or arguments.stages != ",".join(STAGES))
+    out = arguments.out or (RESULT if whole and arguments.repetitions >= REPETITIONS else None)
+    with tempfile.TemporaryDirectory(prefix="rs-bench-", dir=arguments.directory) as directory:
+        session = Session(arguments, Path(directory), missing)
+        run(session)
+        found = told(session)
+    for case in session.done:
+        for row in case.rows:
+            if row.figures:
+                print(shown(row))
+    for failure in session.failures:
+        print(f"FAILED: {failure}")
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(found, indent=2, default=os.fspath) + "\n", encoding="utf-8")
+        print(f"written: {out}")
+    return 1 if session.failures else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
