@@ -50,6 +50,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "group": ("group:group", "List, describe, reset and delete consumer groups."),
     "verify": ("disk:verify", "Check every byte of a data directory, offline."),
     "repair": ("disk:repair", "Bring partitions back that went offline after a failed sync."),
+    "bench": ("benchmark:bench", "Measure how fast a cluster is."),
     "sim": ("simulation:sim", "Run the seeded simulator."),
     "demo": ("demonstration:demo", "Write, kill, restart and verify on real data."),
 }
