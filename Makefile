@@ -7,6 +7,7 @@ PYTHON := $(VENV)/bin/python
 PYTEST := $(PYTHON) -m pytest
 LOCKED := $(VENV)/locked.stamp
 INSTALLED := $(VENV)/installed.stamp
+PEERS := $(VENV)/peers.stamp
 PIP_INSTALL := $(PYTHON) -m pip install --quiet --disable-pip-version-check
 UV ?= uv
 ROUNDS ?= 20
@@ -79,20 +80,33 @@ chaos: setup  ## kill things (ROUNDS=20), and look for bad examples for long
 sim: setup  ## seeded simulation (SEEDS=200)
 	@$(VENV)/bin/ray-stream sim --seeds $(SEEDS) $(ARGS)
 
-bench: setup  ## measure, beside Kafka where it can be had; writes benchmarks/results
+# Kafka's client and matplotlib: without them there is less to show, and nothing to stop for.
+$(PEERS): $(LOCKED) benchmarks/requirements.lock
+	@$(PIP_INSTALL) --require-hashes -r benchmarks/requirements.lock && touch $@ || \
+	  echo "bench: benchmarks/requirements.lock could not be installed: no Kafka, no plots" >&2
+
+bench: setup $(PEERS)  ## measure beside Kafka, < 20 minutes (ARGS="--quick" …); docs/performance.md
+	@$(PYTHON) benchmarks/compare.py $(ARGS)
+	@$(PYTHON) benchmarks/report.py
+
+bench-long: setup $(PEERS)  ## a 10 GB log, 10 minutes at full load (ARGS="--minutes 3" …), groups
+	@$(PYTHON) benchmarks/long_run.py $(ARGS)
+	@$(PYTHON) benchmarks/compare.py --stages fresh --many-fsync --cases "many partitions, fsync" \
+	  --out benchmarks/results/many_fsync.json
 	@$(PYTHON) benchmarks/many_partitions.py
 	@$(PYTHON) benchmarks/groups.py
 	@$(PYTHON) benchmarks/rebalance.py
-	@$(PYTHON) benchmarks/compare.py $(ARGS)
-
-bench-long:  ## measure for long
-	@echo "$@: there are no long benchmarks yet" >&2; exit 2
+	@$(PYTHON) benchmarks/report.py
 
 lock:  ## resolve requirements.lock anew (needs uv)
 	@command -v $(UV) >/dev/null || { echo "lock: needs uv (or UV=/path/to/uv)" >&2; exit 1; }
 	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
 	  --no-emit-index-url --no-emit-find-links --extra dev --output-file requirements.lock \
 	  --custom-compile-command "make lock" pyproject.toml
+	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
+	  --no-emit-index-url --no-emit-find-links --constraint requirements.lock \
+	  --output-file benchmarks/requirements.lock --custom-compile-command "make lock" \
+	  benchmarks/requirements.in
 
 clean:  ## remove .venv and every cache
 	rm -rf $(VENV) build *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache \

@@ -28,6 +28,11 @@ class Worker:
             stdout=subprocess.PIPE,
         )
 
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
     def say(self, value: object) -> None:
         """A line to it."""
         assert self._process.stdin is not None
@@ -82,7 +87,7 @@ class Crew:
         for number, one in enumerate(self._consumers):
             share = list(range(number, PARTITIONS, len(self._consumers)))
             jobs.append((one, {"job": "read", "topic": topic, "partitions": share, "ends": each}))
-        told = _done(jobs)
+        told = all_done(jobs)
         sent = count // each * each
         read = sum(one["value"] for one in told[each:])
         assert read == sent, f"{sent} records were sent and {read} read"
@@ -91,7 +96,7 @@ class Crew:
     def open_loop(self, topic: str, size: int, count: int, per_second: int) -> list[float]:
         """Seconds from a record's appointed time until it was in hand, sorted."""
         open_loop = {"topic": topic, "count": count}
-        _, told = _done(
+        _, told = all_done(
             [
                 (
                     self._producers[0],
@@ -103,7 +108,7 @@ class Crew:
         return sorted(told["times"][count // SETTLE :])
 
 
-def _done(jobs: list[tuple[Worker, dict[str, Any]]]) -> list[dict[str, Any]]:
+def all_done(jobs: list[tuple[Worker, dict[str, Any]]]) -> list[dict[str, Any]]:
     """What came of jobs that began at once."""
     for worker, job in jobs:
         worker.say(job)

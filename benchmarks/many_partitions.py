@@ -1,6 +1,6 @@
 """Thousands of partitions on one node: created, each written and read, restarted. Time and memory.
 
-Run: `make bench` or `python benchmarks/many_partitions.py [PARTITIONS]`. Writes
+Run: `make bench-long` or `python benchmarks/many_partitions.py [PARTITIONS]`. Writes
 `benchmarks/results/many_partitions.json` with the machine and versions.
 """
 

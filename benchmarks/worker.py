@@ -16,9 +16,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 from kafka_peer import Kafka
-from peers import Go, Peer, RayStream
+from peers import END, Go, Peer, RayStream
 
 STAMP = 8
+LOT = 10_000
+"""Records between two looks at the clock."""
 MOMENT_S = 0.2
 """Between the word and the first record of an open loop."""
 
@@ -88,11 +90,30 @@ def read_open(peer: Peer, topic: str, count: int) -> dict[str, Any]:
     return {"times": times}
 
 
+def flood(peer: RayStream, topic: str, size: int, seconds: float) -> dict[str, Any]:
+    """A producer at full speed for so long; then `END` to every partition."""
+    value, count = b"x" * size, 0
+    with peer.producer() as producer:
+        partitions = producer.partitions_for(topic)
+        go()
+        begun = time.monotonic()
+        while time.monotonic() < begun + seconds:
+            for _ in range(LOT):
+                producer.send(topic, value)
+            count += LOT
+        producer.flush()
+        ended = time.monotonic()
+        for partition in partitions:
+            producer.send(topic, END, partition=partition)
+    return {"records": count, "seconds": ended - begun}
+
+
 JOBS: dict[str, Callable[..., dict[str, Any]]] = {
     "send": send,
     "read": read,
     "send_open": send_open,
     "read_open": read_open,
+    "flood": flood,
 }
 
 
