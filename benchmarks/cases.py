@@ -15,6 +15,7 @@ from figures import KAFKA, OURS, Row, quantile
 from kafka_peer import Kafka
 from other_peers import JavaTools, RayQueue
 from peers import PARTITIONS, Peer, RayStream
+from redis_peer import Redis
 
 RECORD = 100
 KEYS = 100_000
@@ -202,7 +203,9 @@ def keyed_cases(ours: RayStream, scale: Scale) -> Iterator[Case]:
     )
 
 
-def beside_others(cases: list[Case], kafka: Kafka | None, scale: Scale) -> None:
+def beside_others(
+    cases: list[Case], kafka: Kafka | None, redis: Redis | None, scale: Scale
+) -> None:
     """Let the peers that have no target take part where they can."""
     by_name = {case.name: case for case in cases}
     queue = RayQueue()
@@ -221,6 +224,17 @@ def beside_others(cases: list[Case], kafka: Kafka | None, scale: Scale) -> None:
         queue.name,
         lambda: _latencies(sorted(queue.round_trips(scale.of(300, 50)))),
     )
+    if redis is not None:
+        sending, reading = "send(), unkeyed", "for record in consumer, replicated"
+        add(f"{sending}, replicated", redis.name, lambda: [redis.send_each(value, many)])
+        add(f"{sending}, fsync", redis.name, lambda: [redis.send_each(value, many, fsync=True)])
+        add(reading, redis.name, lambda: [redis.read_each(value, many)])
+        trips = scale.of(1_000, 50)
+        add(
+            "latency, replicated",
+            redis.name,
+            lambda: _latencies(sorted(redis.round_trips(trips))),
+        )
     if kafka is None:
         return
     count = scale.of(1_000_000)

@@ -15,25 +15,26 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 import cases
 import kafka_peer
 import limits
-import other_peers
 import ray
+import redis_peer
 from cases import Case, Scale
 from crew import Crew
 from figures import CONFIDENCE, Row, spread
 from kafka_peer import Kafka
-from machine import about_machine, niceness, open_many_files, versions
+from machine import about_machine, end_in_order_when_told, niceness, open_many_files, versions
 from peers import BATCH_BYTES, CALL_BYTES, LINGER_MS, PARTITIONS, Peer, RayStream
+from redis_peer import Redis
 
 from ray_stream.cluster import embedded
 
@@ -93,8 +94,26 @@ class Session:
             print(f"{row.name:62} {contestant:18} {figure:14,.1f} {row.unit}", flush=True)
 
 
+class Server(Protocol):
+    """What can be brought up and ended."""
+
+    name: str
+
+    def prepare(self, data_dir: Path) -> None:
+        """What comes before the first start."""
+
+    def boot(self) -> None:
+        """Bring it up."""
+
+    def first_record(self) -> None:
+        """Have a record acknowledged."""
+
+    def stop(self) -> None:
+        """End it."""
+
+
 @contextmanager
-def running(peers: list[Peer], directory: Path) -> Iterator[None]:
+def running(peers: Sequence[Server], directory: Path) -> Iterator[None]:
     """Peers that are up."""
     with ExitStack() as stack:
         for peer in peers:
@@ -126,15 +145,7 @@ def standing(session: Session, stages: list[str]) -> None:
         for peer in peers:
             warm(peer, session.scale)
         if "alone" in stages:
-            found = [
-                *cases.send_cases(peers, session.scale),
-                *cases.read_cases(peers, session.scale),
-                *cases.latency_cases(peers, session.scale),
-                *cases.keyed_cases(ours, session.scale),
-            ]
-            if not session.arguments.only_kafka:
-                cases.beside_others(found, kafka, session.scale)
-            session.measure("alone", session.wanted(iter(found)))
+            alone(session, ours, kafka, peers)
         if "crews" in stages and session.wanted(cases.crew_cases([], session.scale)):
             with ExitStack() as stack:
                 crews = []
@@ -142,6 +153,21 @@ def standing(session: Session, stages: list[str]) -> None:
                     crews.append(Crew(peer))
                     stack.callback(crews[-1].end)
                 session.measure("crews", session.wanted(cases.crew_cases(crews, session.scale)))
+
+
+def alone(session: Session, ours: RayStream, kafka: Kafka | None, peers: list[Peer]) -> None:
+    """Clients in this process, one after the other."""
+    found = [
+        *cases.send_cases(peers, session.scale),
+        *cases.read_cases(peers, session.scale),
+        *cases.latency_cases(peers, session.scale),
+        *cases.keyed_cases(ours, session.scale),
+    ]
+    redis = None if session.arguments.only_kafka or redis_peer.why_not() else Redis()
+    with running([redis] if redis else [], session.directory):
+        if not session.arguments.only_kafka:
+            cases.beside_others(found, kafka, redis, session.scale)
+        session.measure("alone", session.wanted(iter(found)))
 
 
 def fresh(session: Session, *, fsync: bool) -> None:
@@ -154,9 +180,8 @@ def fresh(session: Session, *, fsync: bool) -> None:
 
 def told(session: Session) -> dict[str, Any]:
     """Everything that goes into the file of results."""
-    missing = {"redis streams": other_peers.redis_why_not()}
-    if session.kafka_missing:
-        missing |= {"kafka": session.kafka_missing}
+    reasons = {"kafka": session.kafka_missing, "redis streams": redis_peer.why_not()}
+    missing = {name: why for name, why in reasons.items() if why}
     return {
         "repetitions": session.arguments.repetitions,
         "quick": session.arguments.quick,
@@ -238,6 +263,7 @@ def run(session: Session) -> None:
     """All stages, on a Ray of their own."""
     stages = [one for one in STAGES if one in session.arguments.stages.split(",")]
     embedded.start_local_ray()
+    end_in_order_when_told()
     try:
         if {"alone", "crews"} & set(stages) and session.wanted(_standing_cases(session)):
             standing(session, stages)

@@ -29,7 +29,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 import ray
 from crew import Worker, all_done
 from figures import CONFIDENCE, Row
-from machine import about_machine, memory_of, niceness, open_many_files, versions
+from machine import (
+    about_machine,
+    end_in_order_when_told,
+    memory_of,
+    niceness,
+    open_many_files,
+    versions,
+)
 from peers import PARTITIONS, RayStream
 
 from ray_stream import Consumer, TopicPartition
@@ -262,6 +269,7 @@ def main() -> None:
         if arguments.minutes:
             parts["full_load"] = lambda ours: full_load(ours, directory, arguments.minutes)
         embedded.start_local_ray()
+        end_in_order_when_told()
         try:
             ours = RayStream()
             ours.prepare(directory)

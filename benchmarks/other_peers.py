@@ -4,7 +4,6 @@ Owns: running them. Refuses: rows with a target; that is between ray_stream and 
 """
 
 import contextlib
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -114,10 +113,3 @@ class RayQueue:
                 queue.get()
                 times.append(time.perf_counter() - begun)
         return times
-
-
-def redis_why_not() -> str:
-    """Why Redis Streams are not measured."""
-    if shutil.which("redis-server") is None:
-        return "redis-server not found"
-    return "there is no client for it here yet"

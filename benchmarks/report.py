@@ -204,9 +204,10 @@ def plot_throughput(found: dict[str, Any]) -> None:
         for place, row in enumerate(rows):
             if each := row["contestants"].get(name):
                 low, high = each["range"]
-                axes.barh(place + shift, each["median"], height=0.38, color=COLOURS[name])
-                axes.plot([low, high], [place + shift] * 2, color="black", linewidth=1)
-        axes.barh(0, 0, color=COLOURS[name], label=name)
+                at = place + shift
+                axes.plot([low, high], [at, at], color=COLOURS[name], linewidth=3, alpha=0.5)
+                axes.plot(each["median"], at, "o", color=COLOURS[name])
+        axes.plot([], [], "o", color=COLOURS[name], label=name)
     axes.set_xscale("log")
     axes.set_yticks(range(len(rows)), [row["row"] for row in rows], fontsize=8)
     axes.set_xlabel("records a second (log)")
