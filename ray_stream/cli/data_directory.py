@@ -111,6 +111,11 @@ class _CountingFile:
         self._count(len(data))
         return data
 
+    def read_into(self, buffer: memoryview, position: int) -> int:
+        count = self._file.read_into(buffer, position)
+        self._count(count)
+        return count
+
     def write(self, buffers: Sequence[Buffer], position: int) -> None:
         self._file.write(buffers, position)
 

@@ -15,6 +15,7 @@ from typing import TypeVar
 import msgspec
 
 from ray_stream.errors import CorruptBatchError, LeaderNotAvailableError, StorageError
+from ray_stream.log.buffers import read_view
 from ray_stream.log.storage import File, Storage
 from ray_stream.records.batch import check_payload_checksum
 from ray_stream.records.header import HEADER_BYTES, decode_header
@@ -85,7 +86,7 @@ class LocalReader:
 
     def _read(self, extent: Extent) -> memoryview:
         """Whole batches in front of the end that was granted."""
-        view = memoryview(self._file(extent.path).read(extent.length, extent.position))
+        view = read_view(self._file(extent.path), extent.length, extent.position)
         if view[:HEADER_BYTES] != extent.header:
             self._forget(extent.path)
             raise _SurpriseError(f"{extent.path} has other bytes at {extent.position}")

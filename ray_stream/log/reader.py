@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from ray_stream.errors import CorruptBatchError, CorruptRecordError, StorageError
+from ray_stream.log.buffers import read_view
 from ray_stream.log.checkpoint import DamagedRange, merge_ranges
 from ray_stream.log.frames import Damage, walk
 from ray_stream.log.options import LogOptions
@@ -228,7 +229,7 @@ def _take_chunk(
     """Take what one read of the file holds; whether it stopped at something wrong."""
     left = segment.size - taken.position
     wanted = min(max(bytes_max, HEADER_BYTES), left)
-    view = memoryview(file.read(wanted, taken.position))
+    view = read_view(file, wanted, taken.position)
     if len(view) < wanted:
         return True
     at = 0
@@ -243,7 +244,7 @@ def _take_chunk(
             if end > len(view):
                 if taken.batches or end > left:
                     return end > left
-                view = memoryview(file.read(end, taken.position))
+                view = read_view(file, end, taken.position)
             check_payload_checksum(header, view[at + HEADER_BYTES : end])
         except CorruptBatchError:
             return True

@@ -49,6 +49,10 @@ class File(Protocol):
         """Up to `length` bytes from `position`; fewer only at the end of the file."""
         ...
 
+    def read_into(self, buffer: memoryview, position: int) -> int:
+        """Fill the buffer from `position`; how many bytes came: fewer only at the end."""
+        ...
+
     def write(self, buffers: Sequence[Buffer], position: int) -> None:
         """Write the buffers one behind the other, all of them or none.
 
@@ -191,6 +195,18 @@ class DiskFile:
             return b"".join(parts)
         except OSError as error:
             raise _translated(error, "read", self.path) from error
+
+    def read_into(self, buffer: memoryview, position: int) -> int:
+        """Fill the buffer, as far as there are bytes."""
+        got = 0
+        try:
+            while got < len(buffer) and (
+                count := os.preadv(self._descriptor, [buffer[got:]], position + got)
+            ):
+                got += count
+        except OSError as error:
+            raise _translated(error, "read", self.path) from error
+        return got
 
     def write(self, buffers: Sequence[Buffer], position: int) -> None:
         """All of the buffers, or none."""

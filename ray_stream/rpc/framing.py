@@ -15,9 +15,8 @@ from enum import IntEnum
 from itertools import islice
 from typing import NamedTuple
 
-import numpy as np
-
 from ray_stream.errors import ProtocolError
+from ray_stream.log.buffers import new_buffer
 from ray_stream.log.storage import Buffer
 
 MAGIC = b"RStr"
@@ -193,7 +192,7 @@ def _room_for(length: int) -> memoryview:
         ProtocolError: there is not that much memory.
     """
     try:
-        return np.empty(length, np.uint8).data
+        return new_buffer(length) if length else memoryview(b"")
     except MemoryError as error:
         raise ProtocolError(f"no memory for a frame of {length} bytes") from error
 

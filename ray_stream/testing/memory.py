@@ -364,6 +364,12 @@ class MemoryFile:
             raise StorageError(f"read of {self.path} failed: Invalid argument")
         return bytes(memoryview(content)[position : position + length])
 
+    def read_into(self, buffer: memoryview, position: int) -> int:
+        """Fill the buffer, as far as there are bytes."""
+        data = self.read(len(buffer), position)
+        buffer[: len(data)] = data
+        return len(data)
+
     def write(self, buffers: Sequence[Buffer], position: int) -> None:
         """All of the buffers, or none."""
         old = len(self._content(changing=True))

@@ -81,6 +81,9 @@ class FailingFile:
     def read(self, length: int, position: int) -> bytes:
         return self._file.read(length, position)
 
+    def read_into(self, buffer: memoryview, position: int) -> int:
+        return self._file.read_into(buffer, position)
+
     def write(self, buffers: Sequence[Buffer], position: int) -> None:
         self._file.write(buffers, position)
 

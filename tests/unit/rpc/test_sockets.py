@@ -5,6 +5,7 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -296,8 +297,9 @@ def test_answers_that_nobody_reads_are_bounded(
     with serving() as server, RawPeer(server) as deaf:
         server.echo.answer_bytes = 2 << 20
         deaf.prove()
-        for _ in range(3):
-            deaf.request([bytes(part) for part in wire.encode(fetch())])
+        with suppress(ConnectionError):  # it may be cut off before the last one
+            for _ in range(3):
+                deaf.request([bytes(part) for part in wire.encode(fetch())])
         assert deaf.is_cut_off()
         assert_serves(server)
     assert "does not read" in caplog.text
