@@ -279,26 +279,30 @@ def crew_cases(crews: list[Crew], scale: Scale) -> Iterator[Case]:
         )
 
 
+def _seconds(work: Callable[[], None]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
 def fresh_cases(directory: Path, with_kafka: bool, scale: Scale, *, fsync: bool) -> Iterator[Case]:
     """Nodes of their own, each started for one repetition."""
     many, some = scale.of(MANY, 60), scale.of(SOME, 40)
 
     def run(peer: Peer) -> list[float]:
         peer.prepare(directory / f"fresh-{next(NUMBERS)}")
-        begun = time.perf_counter()
         try:
-            peer.boot()
-            booted = time.perf_counter() - begun
+            booted = _seconds(peer.boot)
             empty = peer.memory()["pss"]
-            begun = time.perf_counter()
-            peer.first_record()
-            started = booted + time.perf_counter() - begun
-            begun = time.perf_counter()
-            peer.make_topic("many", partitions=many, fsync=fsync)
-            created = time.perf_counter() - begun
+            started = booted + _seconds(peer.first_record)
+            print(f"  {peer.name}: up after {started:.1f} s, {empty:,.0f} MiB", flush=True)
+            created = _seconds(lambda: peer.make_topic("many", partitions=many, fsync=fsync))
+            print(f"  {peer.name}: {many} partitions after {created:.1f} s", flush=True)
             first = peer.first_to_each("many", some)
             beyond = peer.memory()["pss"] - empty
+            print(f"  {peer.name}: {some} written after {first:.1f} s", flush=True)
             again = peer.again_after_kill("many", some)
+            print(f"  {peer.name}: killed, and again after {again:.1f} s", flush=True)
         finally:
             peer.stop()
         return [started, beyond, first, again, created, empty]
