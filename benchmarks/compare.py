@@ -133,7 +133,7 @@ def warm(peer: Peer, scale: Scale) -> None:
             peer.send_all(topic, b"x" * cases.RECORD, count)
             peer.read_each(topic, count)
             peer.read_all(topic, count)
-            peer.round_trips(topic, scale.of(500, 50))
+            peer.round_trips(topic, scale.of(3_000, 50))
 
 
 def standing(session: Session, stages: list[str]) -> None:

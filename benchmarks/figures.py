@@ -5,7 +5,7 @@ Owns: the statistics. Refuses: measuring.
 The bound of a ratio is taken from order statistics, so that nothing is assumed about how figures
 are spread. Each repetition gives one ratio of two neighbours in time. Of n ratios the k-th lowest
 lies above the true median with probability P(Binomial(n, 1/2) < k); k is the largest for which that
-is at most 10 %. With 5 or 6 repetitions it is the lowest ratio, with 7 to 9 the second lowest; with
+is at most 10 %. With 5 or 6 repetitions it is the lowest ratio, with 7 or 8 the second lowest; with
 fewer than 4 there is none. (A bootstrap over 5 repetitions gives the second lowest, and holds 81 %
 of the time instead of the 90 % that it names.)
 """
