@@ -19,7 +19,7 @@ from pathlib import Path
 import ray
 
 import ray_stream
-from ray_stream.testing.handled import Handled, read_notes
+from ray_stream.testing.handled import Handled
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -41,61 +41,76 @@ def produce(cluster: ray_stream.Cluster, stop: threading.Event) -> None:
                 producer.send("flights", b"x", partition=partition)
 
 
-def owners(notes: Path) -> dict[int, Handled]:
-    """Who handled each partition last."""
-    return {run.partition: run for run in read_notes(notes)}
+class Notes:
+    """What handlers have written down; each line is read once, or reading would slow them."""
 
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._read: dict[Path, int] = {}
+        self.runs: dict[int, list[Handled]] = {number: [] for number in range(PARTITIONS)}
+        """By partition, and by time."""
 
-def until_all_flow(notes: Path, members: int = PARTITIONS) -> dict[int, Handled]:
-    """Wait until every partition was handled just now, by so many members."""
-    deadline = time.monotonic() + PATIENCE_S
-    while True:
-        found = owners(notes)
-        since = time.monotonic() - 0.5
-        flows = len(found) == PARTITIONS and all(run.at_s > since for run in found.values())
-        if flows and len({run.member for run in found.values()}) == members:
-            return found
-        assert time.monotonic() < deadline, found
-        time.sleep(0.1)
+    def look(self) -> None:
+        """Read what is new."""
+        new: list[Handled] = []
+        for path in self._directory.glob("*.handled"):
+            begin = self._read.get(path, 0)
+            with path.open("rb") as file:
+                file.seek(begin)
+                whole, end, _ = file.read().rpartition(b"\n")
+            self._read[path] = begin + len(whole) + len(end)
+            new += [Handled(*json.loads(line)) for line in whole.splitlines()]
+        for run in sorted(new, key=lambda one: one.at_s):
+            self.runs[run.partition].append(run)
 
+    def until_all_flow(self, members: int = PARTITIONS) -> dict[int, Handled]:
+        """Wait until every partition was handled just now, by so many members; who did it last."""
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            self.look()
+            found = {number: runs[-1] for number, runs in self.runs.items() if runs}
+            since = time.monotonic() - 0.5
+            flows = len(found) == PARTITIONS and all(run.at_s > since for run in found.values())
+            if flows and len({run.member for run in found.values()}) == members:
+                return found
+            assert time.monotonic() < deadline, found
+            time.sleep(0.1)
 
-def until_moved(notes: Path, lost: dict[int, Handled], begun: float) -> float:
-    """Seconds until others have handled every lost partition."""
-    deadline = time.monotonic() + PATIENCE_S
-    while True:
-        first: dict[int, float] = {}
-        for run in read_notes(notes):
-            before = lost.get(run.partition)
-            if before is not None and run.at_s > begun and run.member != before.member:
-                first.setdefault(run.partition, run.at_s)
-        if len(first) == len(lost):
-            return max(first.values()) - begun
-        assert time.monotonic() < deadline, (lost, first)
-        time.sleep(0.05)
+    def until_moved(self, lost: dict[int, Handled], begun: float) -> float:
+        """Seconds until others have handled every lost partition."""
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            self.look()
+            first = {}
+            for number, before in lost.items():
+                for run in reversed(self.runs[number]):
+                    if run.at_s <= begun:
+                        break
+                    if run.member != before.member:
+                        first[number] = run.at_s
+            if len(first) == len(lost):
+                return max(first.values()) - begun
+            assert time.monotonic() < deadline, (lost, first)
+            time.sleep(0.05)
 
+    def handed_over(self, before: dict[int, Handled], now: dict[int, Handled]) -> float:
+        """The longest time between the last run of an old owner and the first of the new one."""
+        times = []
+        for number in (one for one in now if now[one].member != before[one].member):
+            runs = self.runs[number][-2_000:]
+            old = max(run.at_s for run in runs if run.member == before[number].member)
+            times.append(min(run.at_s for run in runs if run.at_s > old) - old)
+        return max(times)
 
-def handed_over(notes: Path, before: dict[int, Handled], now: dict[int, Handled]) -> float:
-    """The longest time between the last run of an old owner and the first of the new one."""
-    runs = [run for run in read_notes(notes) if run.at_s > min(r.at_s for r in before.values())]
-    times = []
-    for partition in (p for p in now if now[p].member != before[p].member):
-        mine = [run for run in runs if run.partition == partition]
-        old = max(
-            run.at_s for run in [before[partition], *mine] if run.member == before[partition].member
-        )
-        times.append(min(run.at_s for run in mine if run.at_s > old) - old)
-    return max(times)
-
-
-def longest_gap(notes: Path, partitions: set[int], begun: float, until: float) -> float:
-    """The longest time that one of these partitions was not handled."""
-    worst = 0.0
-    runs = [run for run in read_notes(notes) if begun - 1 < run.at_s < until]
-    for partition in partitions:
-        times = [run.at_s for run in runs if run.partition == partition]
-        gaps = [b - a for a, b in pairwise(times) if b > begun]
-        worst = max([worst, *gaps])
-    return worst
+    def longest_gap(self, partitions: set[int], begun: float, until: float) -> float:
+        """The longest time that one of these partitions was not handled."""
+        self.look()
+        worst = 0.0
+        for number in partitions:
+            recent = self.runs[number][-2_000:]
+            times = [run.at_s for run in recent if begun - 1 < run.at_s < until]
+            worst = max([worst, *(b - a for a, b in pairwise(times) if b > begun)])
+        return worst
 
 
 def told(figures: list[float]) -> dict[str, float]:
@@ -107,8 +122,9 @@ def main(rounds: int) -> dict[str, object]:
     """Run it."""
     killed, withheld, usual, left = [], [], [], []
     with tempfile.TemporaryDirectory(prefix="rs-") as directory:
-        notes = Path(directory) / "notes"
-        notes.mkdir()
+        noted = Path(directory) / "notes"
+        noted.mkdir()
+        notes = Notes(noted)
         stop = threading.Event()
         with ray_stream.start(data_dir=Path(directory) / "data") as cluster:
             cluster.create_topic("flights", partitions=PARTITIONS, durability="replicated")
@@ -120,21 +136,21 @@ def main(rounds: int) -> dict[str, object]:
                 group="measured",
                 actors=8,
                 batch_format="arrow",
-                constructor_args=(str(notes),),
+                constructor_args=(str(noted),),
             )
             for number in range(rounds):
-                before = until_all_flow(notes)
+                before = notes.until_all_flow()
                 quiet = time.monotonic()
                 time.sleep(WATCHED_S / 2)
-                usual.append(longest_gap(notes, set(before), quiet, time.monotonic()))
+                usual.append(notes.longest_gap(set(before), quiet, time.monotonic()))
                 victim = before[number % PARTITIONS].member
                 lost = {p: run for p, run in before.items() if run.member == victim}
                 begun = time.monotonic()
                 os.kill(int(victim.partition("-")[0]), signal.SIGKILL)
-                killed.append(until_moved(notes, lost, begun))
+                killed.append(notes.until_moved(lost, begun))
                 time.sleep(max(0.0, begun + WATCHED_S - time.monotonic()))
                 others = set(before) - set(lost)
-                withheld.append(longest_gap(notes, others, begun, time.monotonic()))
+                withheld.append(notes.longest_gap(others, begun, time.monotonic()))
                 print(
                     f"kill {number}: moved {killed[-1]:.3f} s, others waited {withheld[-1]:.3f} s"
                     f" (usually {usual[-1]:.3f} s)",
@@ -142,10 +158,10 @@ def main(rounds: int) -> dict[str, object]:
                 )
             for number in range(rounds):
                 group.scale(6)
-                before = until_all_flow(notes, 6)
+                before = notes.until_all_flow(6)
                 group.scale(5)
-                now = until_all_flow(notes, 5)
-                left.append(handed_over(notes, before, now))
+                now = notes.until_all_flow(5)
+                left.append(notes.handed_over(before, now))
                 print(f"leave {number}: {left[-1]:.3f} s", flush=True)
             stop.set()
             producing.join(PATIENCE_S)
