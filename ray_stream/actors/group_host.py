@@ -303,6 +303,7 @@ class GroupHost:
         if earlier is not None:
             earlier.reply(earlier.answer)
         before = one.journal.written_end
+        is_news = False
 
         def answered(answer: HeartbeatAnswer | RayStreamError) -> None:
             if isinstance(answer, RayStreamError):
@@ -311,8 +312,7 @@ class GroupHost:
             if request.subscription is not None and answer.member_epoch >= 0:
                 client_id = request.subscription.client_id
                 self._joined(request.group_id, request.member_id, client_id)
-            tells_nothing = answer.assignment is None and one.journal.written_end == before
-            if not tells_nothing or one.machine.has_news(request):
+            if is_news or answer.assignment is not None or one.machine.has_news(request):
                 reply(answer)
                 return
             deadline_ms = self._clock.monotonic_ms() + answer.heartbeat_interval_ms
@@ -320,6 +320,7 @@ class GroupHost:
             members[request.member_id] = _Held(request, reply, answer, deadline_ms)
 
         self._submit(one, request, answered)
+        is_news = one.journal.written_end != before  # what others say meanwhile is no news to it
 
     def _submit(self, one: _Coordinator, command: Any, reply: Reply[Any]) -> None:
         before = one.journal.written_end

@@ -175,6 +175,25 @@ def test_who_waits_hears_of_a_rebalance_at_once(process: Process) -> None:
     assert len(waiting[0].assignment[0].partitions) == 1, "one of both has to be released"
 
 
+def test_who_says_nothing_new_waits_although_others_said_something_meanwhile(
+    process: Process,
+) -> None:
+    first = process.joined("a")
+    one = process.heartbeat(
+        "a",
+        2,
+        member_epoch=first.member_epoch,
+        revision=first.revision,
+        owned=[(FLIGHTS, [0, 1])],
+    )
+    process.ask(commit(first.member_epoch, 7))
+    process.turn()
+    assert one == [], "answered now, it would not hear of the next rebalance for an interval"
+    process.heartbeat("b", 1)
+    process.turn()
+    assert len(one) == 1
+
+
 def test_who_waits_is_answered_after_the_interval(process: Process) -> None:
     told = process.joined("a")
     waiting = process.heartbeat("a", 2, member_epoch=told.member_epoch, revision=told.revision)
