@@ -268,7 +268,10 @@ VERBS = {
     "repair": ["--debug", "--json"],
     "sim": ["--debug", "--seed", "--seeds", "--trace"],
     "demo": [],
-    "bench": ["--address", "--data-dir", "--debug", "--durability", "--json", "--name", "--partitions", "--record-bytes", "--records"],
+    "bench": [
+        "--address", "--data-dir", "--debug", "--durability", "--json", "--name", "--partitions",
+        "--record-bytes", "--records",
+    ],
 }  # fmt: skip
 
 TOPIC_VERBS = ["alter", "create", "delete", "describe", "list"]
