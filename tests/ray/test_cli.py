@@ -129,6 +129,7 @@ def test_ctrl_c_stops_a_foreground_cluster_in_order(
     assert absent.returncode == 1
 
 
+@pytest.mark.slow
 def test_a_sigterm_to_all_of_a_foreground_cluster_at_once_ends_it_soon_and_loses_nothing(
     foreground: subprocess.Popen[str], data_dir: str
 ) -> None:
@@ -149,6 +150,7 @@ def test_a_sigterm_to_all_of_a_foreground_cluster_at_once_ends_it_soon_and_loses
     assert any(b"acknowledged" in one.read_bytes() for one in files)
 
 
+@pytest.mark.slow
 def test_on_a_running_ray_start_deploys_and_returns(local_ray: str, data_dir: str) -> None:
     """And `stop` ends the cluster, not the Ray that others use."""
     where = ("--name", "deployed", "--address", local_ray)

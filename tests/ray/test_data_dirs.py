@@ -143,6 +143,7 @@ def test_a_directory_of_another_host_is_refused(kept: Start, copied: Path) -> No
         kept()
 
 
+@pytest.mark.slow
 def test_a_missing_metadata_log_is_waited_for_and_nothing_is_made_in_its_place(
     kept: Start, copied: Path
 ) -> None:

@@ -144,6 +144,7 @@ def test_after_kill_9_of_every_process_everything_is_there_again(killed: Life) -
             cluster.shutdown()
 
 
+@pytest.mark.slow
 def test_leaving_the_block_stops_everything_quietly_and_data_stays(killed: Life) -> None:
     script = f"""
     with ray_stream.start(data_dir={str(killed.data_dir)!r}) as cluster:
