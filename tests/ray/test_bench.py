@@ -18,6 +18,7 @@ pytestmark = pytest.mark.ray
 RECORDS = 3_000
 
 
+@pytest.mark.slow
 def test_every_case_has_a_rate_and_the_topic_is_gone(shared: Cluster, local_ray: str) -> None:
     before = shared.topics()
     where = ("--name", shared.name, "--address", local_ray)
@@ -37,6 +38,7 @@ def test_every_case_has_a_rate_and_the_topic_is_gone(shared: Cluster, local_ray:
     assert shared.topics() == before
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_it_and_its_clients_and_deletes_its_topic(
     shared: Cluster, local_ray: str
 ) -> None:

@@ -60,6 +60,7 @@ def all_owned(status: ConsumerGroupStatus) -> bool:
     return owned(status) == list(range(PARTITIONS))
 
 
+@pytest.mark.slow
 def test_three_become_eight_with_two_idle_and_two_again_and_a_killed_one_is_replaced(
     shared: Cluster, topic: str
 ) -> None:
