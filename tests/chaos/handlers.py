@@ -1,17 +1,17 @@
 """Handlers of consumer groups that write down what they saw, and whom to kill of a group."""
 
 import os
+import time
 import uuid
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import ray
 
 from ray_stream import Cluster
 from ray_stream.actors import spawning
-from ray_stream.testing.handled import Handled, note
+from ray_stream.testing.handled import BEGUN, HANDLED, note, runs_of
 
 ANSWER_S = 5.0
 
@@ -20,37 +20,25 @@ def noting() -> type:
     """A handler class of Arrow batches; made here, so that it is pickled by value."""
 
     class Noting:
-        def __init__(self, directory: str) -> None:
+        def __init__(self, directory: str, takes_s: float = 0.0) -> None:
+            """Args: takes_s: for each batch; half before it is noted, half before returning."""
             self.member = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
-            self.path = Path(directory) / f"{self.member}.handled"
+            self.path = Path(directory) / self.member
+            self.takes_s = takes_s
             self.calls = 0
 
         def __call__(self, batch: pa.Table) -> None:
-            import time
-
-            offsets = batch["offset"].to_numpy()
-            numbers = batch["partition"].to_numpy()
-            edges = np.flatnonzero((np.diff(offsets) != 1) | (np.diff(numbers) != 0)) + 1
-            starts = [0, *edges.tolist()]
-            stops = [*edges.tolist(), len(offsets)]
-            now_s = time.monotonic()
-            note(
-                self.path,
-                [
-                    Handled(
-                        self.member,
-                        self.calls,
-                        int(numbers[start]),
-                        int(offsets[start]),
-                        int(offsets[stop - 1]) + 1,
-                        stop - start,
-                        now_s,
-                    )
-                    for start, stop in zip(starts, stops, strict=True)
-                    if stop > start
-                ],
-            )
+            columns = batch["partition"].to_numpy(), batch["offset"].to_numpy()
+            if self.takes_s:
+                self.note(BEGUN, columns)
+                time.sleep(self.takes_s / 2)
+            self.note(HANDLED, columns)
+            time.sleep(self.takes_s / 2)
             self.calls += 1
+
+        def note(self, kind: str, columns: tuple[Any, Any]) -> None:
+            runs = runs_of(self.member, self.calls, *columns, time.monotonic())
+            note(self.path.with_suffix(f".{kind}"), runs)
 
     return Noting
 

@@ -15,7 +15,7 @@ from ray.exceptions import RayError
 
 from ray_stream import Cluster
 from ray_stream.errors import RayStreamError
-from ray_stream.testing.handled import judge_handled, read_notes
+from ray_stream.testing.handled import BEGUN, HANDLED, judge_handled, read_notes
 from tests.chaos.handlers import hosts, is_coordinator, members, noting
 from tests.ray.drivers import Driver
 
@@ -26,6 +26,10 @@ SEED = int(os.environ.get("RAY_STREAM_CHAOS_SEED", "0"))
 RECORDS = int(os.environ.get("RAY_STREAM_CHAOS_RECORDS", "300000"))
 PARTITIONS = 6
 KINDS = ("member", "coordinator", "host")
+MOMENTS = (BEGUN, HANDLED)
+"""When a member is killed: with a batch in hand, and with one done and not committed."""
+TAKES_S = 0.04
+"""What handlers take for a batch: so long there is to hit them."""
 PATIENCE_S = 120.0
 
 
@@ -45,13 +49,30 @@ def pick(cluster: Cluster, kind: str, rng: random.Random) -> int:
         time.sleep(0.05)
 
 
-def until_handled(notes: Path) -> None:
-    """Wait until somebody has handled something more."""
+def until_noted(notes: Path, kind: str) -> int:
+    """Wait until a living member has noted something more; returns its process id."""
     deadline = time.monotonic() + PATIENCE_S
-    before = sum(path.stat().st_size for path in notes.glob("*"))
-    while sum(path.stat().st_size for path in notes.glob("*")) == before:
+    before = {path: path.stat().st_size for path in notes.glob(f"*.{kind}")}
+    while True:
+        for path in notes.glob(f"*.{kind}"):
+            if path.stat().st_size > before.get(path, 0):
+                return int(path.name.partition("-")[0])
         assert time.monotonic() < deadline, "nobody handles anything"
-        time.sleep(0.01)
+        time.sleep(0.001)
+
+
+def kill_one(cluster: Cluster, notes: Path, round_: int, rng: random.Random) -> str:
+    """Kill the process whose turn it is while there is work; returns its kind."""
+    kind = KINDS[round_ % len(KINDS)]
+    if kind == "member":
+        moment = MOMENTS[round_ // len(KINDS) % len(MOMENTS)]
+        victim = until_noted(notes, moment)
+    else:
+        victim = pick(cluster, kind, rng)
+        until_noted(notes, HANDLED)
+    with suppress(ProcessLookupError):  # it ended by itself meanwhile
+        os.kill(victim, signal.SIGKILL)
+    return kind
 
 
 def test_every_record_is_handled_whoever_is_killed(
@@ -69,7 +90,7 @@ def test_every_record_is_handled_whoever_is_killed(
         group="noting",
         actors=3,
         batch_format="arrow",
-        constructor_args=(str(notes),),
+        constructor_args=(str(notes), TAKES_S),
         auto_offset_reset="earliest",
     )
     with cluster.producer(linger_ms=5) as producer:
@@ -77,21 +98,22 @@ def test_every_record_is_handled_whoever_is_killed(
             share = RECORDS // ROUNDS
             for number in range(share):
                 if number == share // 2:
-                    kind = KINDS[round_ % len(KINDS)]
-                    victim = pick(cluster, kind, rng)
-                    until_handled(notes)
-                    with suppress(ProcessLookupError):  # it ended by itself meanwhile
-                        os.kill(victim, signal.SIGKILL)
-                        kills[kind] += 1
+                    kills[kill_one(cluster, notes, round_, rng)] += 1
                 producer.send("flights", b"%d-%d" % (round_, number), key=b"%d" % (number % 997))
     group.wait(idle=2.0, timeout=PATIENCE_S)
     group.stop()
     ends = cluster.describe_topic("flights").partitions
-    verdict = judge_handled(read_notes(notes), {one.partition: one.end_offset for one in ends})
+    verdict = judge_handled(
+        read_notes(notes),
+        {one.partition: one.end_offset for one in ends},
+        read_notes(notes, BEGUN),
+    )
     with capsys.disabled():
         print(f"\nseed {SEED}: killed {kills}; {verdict}")
     assert verdict.valid, str(verdict)
     assert verdict.distinct == ROUNDS * (RECORDS // ROUNDS)
+    assert verdict.cut_short or not kills["member"], "no kill landed inside a handler"
+    assert verdict.repeated or kills["member"] < len(MOMENTS), "no kill landed before a commit"
 
 
 def test_a_killed_coordinator_costs_no_rebalance_and_no_commit(
