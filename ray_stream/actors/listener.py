@@ -265,7 +265,7 @@ class Listener:
                 self._gone(peer, error)
                 return
             if not count:
-                self._close(peer)
+                self._ended(peer)
                 return
             got += count
             try:
@@ -308,6 +308,11 @@ class Listener:
         handler(request, answered)
         if self._events_of(peer) != peer.events:
             self._watch(peer)
+
+    def _ended(self, peer: _Peer) -> None:
+        if peer.parser.is_within:
+            self._cut(peer, "it ended in the middle of a frame")
+        self._close(peer)
 
     def _gone(self, peer: _Peer, error: OSError) -> None:
         LOG.debug("%s: %s is gone: %s", self._name, peer.name, error)

@@ -54,6 +54,8 @@ from ray_stream.rpc.services import Reply
 from ray_stream.types import Durability
 
 ACKS_NONE = 0
+FETCH_WAIT_MS_MAX = 300_000
+"""The longest that `fetch_max_wait_ms` may be: what a peer that is gone has left ends then."""
 
 
 class Syncer(Protocol):
@@ -191,7 +193,8 @@ class PartitionHost:
 
     def fetch(self, request: FetchRequest, reply: Reply[FetchResponse]) -> None:
         """Answer now when there is enough to say, else park until there is."""
-        fetch = _ParkedFetch(request, reply, self._clock.monotonic_ms() + request.max_wait_ms)
+        wait_ms = min(request.max_wait_ms, FETCH_WAIT_MS_MAX)
+        fetch = _ParkedFetch(request, reply, self._clock.monotonic_ms() + wait_ms)
         if self._try_fetch(fetch, expired=request.max_wait_ms == 0):
             return
         self._fetches[id(fetch)] = fetch

@@ -99,6 +99,11 @@ class FrameParser:
         """Accept longer frames from now on."""
         self._bytes_max = bytes_max
 
+    @property
+    def is_within(self) -> bool:
+        """Whether a frame has begun and is not complete."""
+        return self._body is not None or bool(self._head)
+
     def room(self) -> list[memoryview]:
         """Where the next bytes belong: one buffer behind the other."""
         if self._body is None:

@@ -228,6 +228,14 @@ def test_a_waiting_fetch_is_answered_empty_at_its_deadline(rig: Rig) -> None:
     assert waiting[0].batches == []
 
 
+def test_no_fetch_waits_longer_than_a_client_may_ask_for(rig: Rig) -> None:
+    """Its peer may be gone, and what it left would stay for ever."""
+    waiting = rig.fetch(0, wait_ms=2**62)
+    rig.clock.ms += 300_000
+    rig.host.expire()
+    assert waiting[0].batches == []
+
+
 def test_a_fetch_waits_for_the_bytes_it_wants(rig: Rig) -> None:
     waiting = rig.fetch(0, wait_ms=60_000, min_bytes=500)
     rig.produce(b"a")

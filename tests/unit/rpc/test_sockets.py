@@ -274,6 +274,23 @@ def test_an_envelope_that_is_no_message_is_answered_with_an_error(
         assert isinstance(answer.error.to_error(), errors.InvalidArgumentError)
 
 
+def test_a_peer_that_ends_in_the_middle_of_a_frame_is_named(
+    near: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    with RawPeer(near) as orderly:
+        orderly.prove()
+        orderly.end()
+        assert orderly.is_cut_off()
+    assert not caplog.text
+    for cut in (7, 30):  # in the header, and behind it
+        with RawPeer(near) as peer:
+            peer.prove()
+            peer.say(b"".join(encode_frame(FrameKind.REQUEST, 1, [b"x" * 100]))[:cut])
+            peer.end()
+            assert peer.is_cut_off()
+    assert caplog.text.count("ended in the middle of a frame") == 2
+
+
 def test_a_reader_that_does_not_read_is_cut_off_and_the_others_do_not_notice(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -107,11 +107,13 @@ class Server:
 
 
 @contextmanager
-def serving(*, far: bool = False, secret: bytes = SECRET) -> Iterator[Server]:
+def serving(
+    *, far: bool = False, secret: bytes = SECRET, echo: Echo | None = None
+) -> Iterator[Server]:
     directory = Path(tempfile.mkdtemp(prefix="rs-u-", dir="/tmp"))
     sock = listen_far("127.0.0.1", NAME) if far else listen_near(directory, NAME)
     assert sock is not None
-    server = Server(Echo(), [sock], secret)
+    server = Server(echo or Echo(), [sock], secret)
     try:
         yield server
     finally:
@@ -181,6 +183,10 @@ class RawPeer:
 
     def say(self, data: bytes) -> None:
         self.sock.sendall(data)
+
+    def end(self) -> None:
+        """Say nothing more; what comes back may still be read."""
+        self.sock.shutdown(socket.SHUT_WR)
 
     def frame(self) -> Frame:
         while not self._frames:
