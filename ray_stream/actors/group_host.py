@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ray_stream.actors.partition_host import Hosted, PartitionHost
+from ray_stream.actors.hosted import Hosted
+from ray_stream.actors.partition_host import PartitionHost
 from ray_stream.clock import Clock
 from ray_stream.config import COORDINATOR_PARTITIONS
 from ray_stream.errors import (

@@ -5,6 +5,7 @@ Owns: the thread and the wiring. Refuses: everything else (`PartitionHost`, `Par
 
 import asyncio
 import os
+import resource
 from collections.abc import Mapping
 from typing import Any
 
@@ -79,7 +80,7 @@ class PartitionActor:
         self._holder = this_process(self._settings.host, address)
         self._storage = DiskStorage()
         self._loop = HostLoop("partitions", self._clock)
-        self._host = PartitionHost(self._clock, self._loop.sync, boot_id())
+        self._host = PartitionHost(self._clock, self._loop.sync, boot_id(), _open_logs_max())
         self._control = PartitionControl(
             self._host,
             self._storage,
@@ -203,3 +204,9 @@ class PartitionActor:
 
 
 PartitionActorClass = ray.remote(PartitionActor)
+
+
+def _open_logs_max() -> int:
+    """A quarter of the descriptors: sockets and Ray need some, and a sync opens its own."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(64, soft // 4)

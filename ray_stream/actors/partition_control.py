@@ -8,7 +8,8 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
-from ray_stream.actors.partition_host import Hosted, PartitionHost, log_options
+from ray_stream.actors.hosted import Hosted, log_options
+from ray_stream.actors.partition_host import PartitionHost
 from ray_stream.clock import Clock
 from ray_stream.errors import RayStreamError, StorageFullError, StorageOfflineError
 from ray_stream.log import directory

@@ -13,11 +13,10 @@ Invariant: an answer, a read and a duplicate's answer never go past `PartitionLo
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Protocol
 
+from ray_stream.actors.hosted import Hosted, ParkedFetch, PendingProduce, Waiting
 from ray_stream.clock import Clock
-from ray_stream.config import TopicConfig
 from ray_stream.errors import (
     FencedLeaderEpochError,
     InvalidArgumentError,
@@ -25,13 +24,14 @@ from ray_stream.errors import (
     OutcomeUnknownError,
     RayStreamError,
     StorageError,
+    StorageOfflineError,
     UnknownLeaderEpochError,
 )
 from ray_stream.log import reader
-from ray_stream.log.options import LogOptions
-from ray_stream.log.partition_log import Appended, PartitionLog, SyncJob
-from ray_stream.log.storage import Buffer, Lock
-from ray_stream.metadata.commands import AssignedPartition, PartitionKey
+from ray_stream.log.open_logs import OpenLogs
+from ray_stream.log.partition_log import Appended, SyncJob
+from ray_stream.log.storage import Buffer
+from ray_stream.metadata.commands import PartitionKey
 from ray_stream.rpc.messages import (
     EARLIEST,
     LATEST,
@@ -54,6 +54,8 @@ from ray_stream.rpc.services import Reply
 from ray_stream.types import Durability
 
 ACKS_NONE = 0
+OPEN_LOGS_MAX = 1024
+"""Logs with open files, where the limit of the process does not say otherwise."""
 FETCH_WAIT_MS_MAX = 300_000
 """The longest that `fetch_max_wait_ms` may be: what a peer that is gone has left ends then."""
 
@@ -66,97 +68,32 @@ class Syncer(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class _PendingProduce:
-    """A produce request until each of its batches is answered."""
-
-    reply: Reply[ProduceResponse]
-    results: list[ProduceResult | None]
-    missing: int
-    acks: int
-
-    def settle(self, position: int, result: ProduceResult) -> None:
-        self.results[position] = result
-        self.missing -= 1
-        if self.missing == 0:
-            self.reply(ProduceResponse([one for one in self.results if one is not None]))
-
-
-@dataclass(slots=True)
-class _Waiting:
-    """One appended batch whose answer waits for the readable end."""
-
-    end_offset: int
-    pending: _PendingProduce
-    position: int
-    result: ProduceResult
-
-
-@dataclass(slots=True)
-class _ParkedFetch:
-    request: FetchRequest
-    reply: Reply[FetchResponse]
-    deadline_ms: int
-
-
-@dataclass(slots=True)
-class Hosted:
-    """One partition that this host has open; `leading` once its leader epoch began."""
-
-    spec: AssignedPartition
-    log: PartitionLog
-    lock: Lock
-    directory: str = ""
-    """Where the log's files are."""
-    leading: bool = False
-    staged: list[tuple[Buffer, _PendingProduce, int]] = field(default_factory=list)
-    waiting: list[_Waiting] = field(default_factory=list)
-    parked: dict[int, _ParkedFetch] = field(default_factory=dict)
-    altered: list[tuple[int, Callable[[], None]]] = field(default_factory=list)
-    """(offset to be synced first, what to call then) of changed settings."""
-    checkpointed_end: int = -1
-    is_offline: bool = False
-    """Noticed, and told."""
-
-    @property
-    def name(self) -> str:
-        """`topic-partition`, for messages."""
-        return f"{self.spec.topic}-{self.spec.partition}"
-
-
-def log_options(spec: AssignedPartition) -> LogOptions:
-    """A log's options from what the controller assigned."""
-    config: TopicConfig = spec.config
-    return LogOptions(
-        topic=spec.topic,
-        topic_id=spec.topic_id,
-        partition=spec.partition,
-        durability=Durability(config.durability),
-        segment_bytes=config.segment_bytes,
-        segment_ms=config.segment_ms,
-        index_interval_bytes=config.index_interval_bytes,
-        batch_bytes_max=config.max_batch_bytes,
-        log_append_time=config.message_timestamp_type == "LogAppendTime",
-    )
-
-
 class PartitionHost:
     """`PartitionService` over one actor's partitions. Everything runs on its owner's thread."""
 
-    def __init__(self, clock: Clock, syncer: Syncer, boot_id: str = "") -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        syncer: Syncer,
+        boot_id: str = "",
+        open_logs_max: int = OPEN_LOGS_MAX,
+    ) -> None:
         """Make one that has nothing open.
 
         Args:
             clock: stamps and deadlines.
             syncer: where syncs run.
             boot_id: of this machine; readers on it are told where to read. Empty: nobody is.
+            open_logs_max: so many logs keep their files open for the next write; up to twice as
+                many while syncs are under way.
         """
         self._clock = clock
         self._boot_id = boot_id
         self._syncer = syncer
         self._partitions: dict[PartitionKey, Hosted] = {}
         self._dirty: dict[PartitionKey, Hosted] = {}
-        self._fetches: dict[int, _ParkedFetch] = {}
+        self._fetches: dict[int, ParkedFetch] = {}
+        self._open_logs: OpenLogs[PartitionKey] = OpenLogs(open_logs_max)
         self.failures = 0
         """Logs that went offline here; a change of it tells the broker to look."""
 
@@ -178,7 +115,7 @@ class PartitionHost:
             )
             return
         count = len(request.partitions)
-        pending = _PendingProduce(reply, [None] * count, count, request.acks)
+        pending = PendingProduce(reply, [None] * count, count, request.acks)
         if not count:
             reply(ProduceResponse([]))
         for position, (address, batch) in enumerate(
@@ -194,7 +131,7 @@ class PartitionHost:
     def fetch(self, request: FetchRequest, reply: Reply[FetchResponse]) -> None:
         """Answer now when there is enough to say, else park until there is."""
         wait_ms = min(request.max_wait_ms, FETCH_WAIT_MS_MAX)
-        fetch = _ParkedFetch(request, reply, self._clock.monotonic_ms() + wait_ms)
+        fetch = ParkedFetch(request, reply, self._clock.monotonic_ms() + wait_ms)
         if self._try_fetch(fetch, expired=request.max_wait_ms == 0):
             return
         self._fetches[id(fetch)] = fetch
@@ -213,7 +150,24 @@ class PartitionHost:
         for hosted in dirty.values():
             if hosted.staged:
                 self._append_staged(hosted)
+                self._open_logs.used(_key_of(hosted), hosted.log)
+                self._make_room()
             self._advance(hosted)
+        for key in self._open_logs.rest():
+            self.sync_in_background(self._partitions[key])
+
+    def _make_room(self) -> None:
+        """Sync and close one here, should so many wait for syncs with their files open."""
+        key = self._open_logs.crowding()
+        if key is None:
+            return
+        self._open_logs.forget(key)
+        hosted = self._partitions[key]
+        try:
+            hosted.log.rest(sync=True)
+        except StorageOfflineError:
+            self.went_offline(hosted)
+        self._advance(hosted)
 
     def expire(self) -> None:
         """Answer the fetches whose wait is over."""
@@ -227,7 +181,7 @@ class PartitionHost:
 
     def changed(self, hosted: Hosted) -> None:
         """Have this partition looked after at the turn's end (its options or epoch changed)."""
-        self._dirty[hosted.spec.topic_id, hosted.spec.partition] = hosted
+        self._dirty[_key_of(hosted)] = hosted
 
     def refuse_staged(self, hosted: Hosted) -> None:
         """A new leader epoch is about to begin: what was taken in under the old one is not it."""
@@ -240,6 +194,7 @@ class PartitionHost:
 
     def dismiss(self, hosted: Hosted) -> None:
         """Answer everything that waits on a partition which is not led here any more."""
+        self._open_logs.forget(_key_of(hosted))
         error = NotLeaderOrFollowerError(f"{hosted.name} is not led here any more: ask again")
         for batch, pending, position in hosted.staged:
             del batch
@@ -301,7 +256,7 @@ class PartitionHost:
                     duplicate=outcome.duplicate,
                 )
                 end_offset = 0 if pending.acks == ACKS_NONE else outcome.next_offset
-                hosted.waiting.append(_Waiting(end_offset, pending, position, result))
+                hosted.waiting.append(Waiting(end_offset, pending, position, result))
             else:
                 pending.settle(position, _produce_error(_address_of(hosted), outcome))
         if hosted.log.offline:
@@ -330,7 +285,7 @@ class PartitionHost:
             self._syncer(job, lambda error: self._sync_ended(hosted, job, error))
 
     def _sync_ended(self, hosted: Hosted, job: SyncJob, error: StorageError | None) -> None:
-        if self._partitions.get((hosted.spec.topic_id, hosted.spec.partition)) is not hosted:
+        if self._partitions.get(_key_of(hosted)) is not hosted:
             return
         if error is None:
             hosted.log.synced(job)
@@ -348,6 +303,7 @@ class PartitionHost:
         if hosted.is_offline:
             return
         hosted.is_offline = True
+        self._open_logs.forget(_key_of(hosted))
         self.failures += 1
         told = told or OutcomeUnknownError(
             f"{hosted.name} is offline: {hosted.log.offline}; what was written before may be there "
@@ -365,7 +321,7 @@ class PartitionHost:
 
     # --- fetch -----------------------------------------------------------------------------------
 
-    def _try_fetch(self, fetch: _ParkedFetch, *, expired: bool) -> bool:
+    def _try_fetch(self, fetch: ParkedFetch, *, expired: bool) -> bool:
         """Answer if there is an error, enough bytes, or no time left; say whether it was."""
         request = fetch.request
         results: list[FetchResult] = []
@@ -436,7 +392,7 @@ class PartitionHost:
             )
         return hosted
 
-    def _unpark(self, fetch: _ParkedFetch) -> None:
+    def _unpark(self, fetch: ParkedFetch) -> None:
         if self._fetches.pop(id(fetch), None) is None:
             return
         for address in fetch.request.partitions:
@@ -478,6 +434,10 @@ def _told(extent: reader.Extent | None) -> Extent | None:
     if extent is None:
         return None
     return Extent(extent.path, extent.position, extent.length, extent.header, extent.end_offset)
+
+
+def _key_of(hosted: Hosted) -> PartitionKey:
+    return hosted.spec.topic_id, hosted.spec.partition
 
 
 def _address_of(hosted: Hosted) -> ProducePartition:

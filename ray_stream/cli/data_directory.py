@@ -84,6 +84,7 @@ class CountingStorage(DiskStorage):
 
     def __init__(self, count: Callable[[int], None]) -> None:
         """Args: count: told the bytes of each read of a segment."""
+        super().__init__()
         self._count = count
 
     def open_for_reading(self, path: str) -> File:

@@ -1,11 +1,13 @@
 """A log as `status`, retention and local readers see it.
 
-Owns: plain values. Refuses: behaviour.
+Owns: plain values, and how they are taken from an open log. Refuses: behaviour.
 """
 
 from dataclasses import dataclass
 
 from ray_stream.log.checkpoint import DamagedRange
+from ray_stream.log.state import LogState
+from ray_stream.types import NO_OFFSET
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,3 +47,28 @@ class LogDescription:
     def size_bytes(self) -> int:
         """Bytes of all segments."""
         return sum(segment.size_bytes for segment in self.segments)
+
+
+def describe(log: LogState) -> LogDescription:
+    """An open log as it is now."""
+    interval = log.options.index_interval_bytes
+    return LogDescription(
+        start_offset=log.start,
+        written_end=log.end.offset,
+        synced_end=log.syncs.place.offset,
+        readable_end=log.readable_end,
+        leader_epoch=log.epochs.claimed,
+        producers=len(log.producers),
+        segments=tuple(
+            SegmentDescription(
+                one.base_offset,
+                one.generation,
+                one.sealed_at if one.sealed_at != NO_OFFSET else log.end.offset,
+                one.size,
+                one.greatest_time(interval),
+            )
+            for one in log.segments
+        ),
+        quarantined=log.reader.quarantine,
+        offline=log.offline,
+    )

@@ -29,7 +29,7 @@ from ray_stream.errors import (
 from ray_stream.log import trim
 from ray_stream.log.append import Appended, Staged, Stamps, stage
 from ray_stream.log.checkpoint import Place
-from ray_stream.log.description import LogDescription, SegmentDescription
+from ray_stream.log.description import LogDescription, describe
 from ray_stream.log.layout import create_log, delete_log
 from ray_stream.log.offline import read_marker
 from ray_stream.log.options import LogOptions
@@ -43,7 +43,7 @@ from ray_stream.log.recovery import (
 from ray_stream.log.state import LogState
 from ray_stream.log.storage import Buffer, Storage
 from ray_stream.log.sync import SyncJob
-from ray_stream.types import NO_OFFSET, Durability
+from ray_stream.types import Durability
 
 __all__ = ["Appended", "PartitionLog", "ReadResult", "RecoveryReport", "SyncJob", "delete_log"]
 
@@ -445,8 +445,24 @@ class PartitionLog:
         log.write_checkpoint()
         log.rolled = log.reader.damage_found = False
         log.capture_wanted = True
-        if log.syncs.place == log.end:
-            log.active.close()
+        log.rest()
+
+    def rest(self, *, sync: bool = False) -> bool:
+        """Give the descriptors back until the next write; readers open files for each use.
+
+        Args:
+            sync: sync first what is not durable. Else nothing that is unsynced is closed, because
+                the kernel may report its failure to nobody then.
+
+        Returns:
+            Whether nothing is open now.
+
+        Raises:
+            StorageOfflineError: the sync failed; the log is offline from now on.
+        """
+        if sync and not self._log.offline:
+            self._log.sync_now()
+        return self._log.rest()
 
     def close(self) -> None:
         """Sync, mark the log as closed in order, and give everything back.
@@ -462,11 +478,7 @@ class PartitionLog:
         try:
             if self._log.closes_offline():
                 return
-            try:
-                self._log.syncs.sync_now(self._log.active, self._log.end)
-            except StorageError as error:
-                self._log.sync_lost(error)
-                raise self._log.offline_error() from error
+            self._log.sync_now()
             self._log.active.index.flush()
             self._log.write_checkpoint(clean=True)
         finally:
@@ -477,24 +489,4 @@ class PartitionLog:
 
     def describe(self) -> LogDescription:
         """What there is, for `status`, retention and local readers."""
-        interval = self._log.options.index_interval_bytes
-        return LogDescription(
-            start_offset=self._log.start,
-            written_end=self._log.end.offset,
-            synced_end=self._log.syncs.place.offset,
-            readable_end=self.readable_end,
-            leader_epoch=self._log.epochs.claimed,
-            producers=len(self._log.producers),
-            segments=tuple(
-                SegmentDescription(
-                    one.base_offset,
-                    one.generation,
-                    one.sealed_at if one.sealed_at != NO_OFFSET else self._log.end.offset,
-                    one.size,
-                    one.greatest_time(interval),
-                )
-                for one in self._log.segments
-            ),
-            quarantined=self._log.reader.quarantine,
-            offline=self._log.offline,
-        )
+        return describe(self._log)

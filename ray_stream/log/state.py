@@ -124,6 +124,21 @@ class LogState:
         self.syncs.rolled(old, self.end)
         self.rolled = self.capture_wanted = True
 
+    def sync_now(self) -> None:
+        """Make everything durable; raises `StorageOfflineError`, then the log is offline."""
+        try:
+            self.syncs.sync_now(self.active, self.end)
+        except StorageError as error:
+            self.sync_lost(error)
+            raise self.offline_error() from error
+
+    def rest(self) -> bool:
+        """As `PartitionLog.rest`, without a sync."""
+        if self.syncs.place != self.end or self.syncs.keeps_files:
+            return False
+        self.active.close()
+        return True
+
     def producers_to_capture(self) -> bytes | None:
         """The producer state at the end, once for each checkpoint: it may fall into a busy time."""
         if not self.capture_wanted:

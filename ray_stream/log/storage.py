@@ -11,7 +11,8 @@ rules that both keep:
 * A write that fails part-way leaves the file at its old length (durable after `sync`), or raises
   `StorageError` saying it could not.
 * Locks are open-file-description locks on byte ranges: they belong to the open file, survive the
-  closing of other descriptors of it, and end with the process (STORAGE section 2).
+  closing of other descriptors of it, and end with the process (STORAGE section 2). All locks that a
+  storage has on one file share one descriptor.
 """
 
 import contextlib
@@ -19,7 +20,9 @@ import errno
 import fcntl
 import os
 import struct
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 from ray_stream.errors import StorageError, StorageFullError
@@ -262,23 +265,78 @@ class DiskFile:
             os.close(descriptor)
 
 
+class _LockFile:
+    """One open file; each locked byte of it is somebody's. Closed with the last of them.
+
+    Thousands of partitions share it: an open-file-description lock is a range of one open file,
+    and giving up one range leaves the others (`fcntl(2)`).
+    """
+
+    __slots__ = ("_descriptor", "_path", "held")
+
+    def __init__(self, path: str) -> None:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            self._descriptor = os.open(path, flags, 0o600)
+        except OSError as error:
+            raise _translated(error, "open", path) from error
+        self._path = path
+        self.held: set[int] = set()
+        """The kernel does not refuse a range to the open file that has it."""
+
+    def take(self, position: int) -> bool:
+        """Whether the byte is locked now, by this call."""
+        if position in self.held:
+            return False
+        try:
+            self._set(fcntl.F_WRLCK, position)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                return False
+            raise _translated(error, "lock", self._path) from error
+        self.held.add(position)
+        return True
+
+    def give_up(self, position: int) -> None:
+        """Unlock the byte."""
+        try:
+            self._set(fcntl.F_UNLCK, position)
+        except OSError as error:
+            raise _translated(error, "unlock", self._path) from error
+        self.held.remove(position)
+
+    def close(self) -> None:
+        """Close it, unless something of it is locked."""
+        if not self.held:
+            os.close(self._descriptor)
+
+    def _set(self, kind: int, position: int) -> None:
+        wanted = _FLOCK.pack(kind, os.SEEK_SET, position, 1, 0)
+        fcntl.fcntl(self._descriptor, _F_OFD_SETLK, wanted)
+
+
 class DiskLock:
-    """Holds the descriptor that the lock belongs to."""
+    """One byte of a lock file."""
 
-    __slots__ = ("_descriptor",)
+    __slots__ = ("_give_up",)
 
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+    def __init__(self, give_up: Callable[[], None]) -> None:
+        self._give_up: Callable[[], None] | None = give_up
 
     def release(self) -> None:
-        """Closing the open file ends the lock."""
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)
+        """Give it up."""
+        give_up, self._give_up = self._give_up, None
+        if give_up is not None:
+            give_up()
 
 
 class DiskStorage:
     """The machine's file system. Directories are 0700 and files 0600; links are not followed."""
+
+    def __init__(self) -> None:
+        self._lock_files: dict[str, _LockFile] = {}
+        self._locking = threading.Lock()
+        """Many logs are opened at once, each by a thread."""
 
     def open(self, path: str, *, create: bool = False) -> File:
         """Open for reading and writing."""
@@ -369,20 +427,23 @@ class DiskStorage:
 
     def lock(self, path: str, position: int) -> Lock | None:
         """Take the exclusive lock on one byte of a file."""
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except OSError as error:
-            raise _translated(error, "open", path) from error
-        try:
-            fcntl.fcntl(
-                descriptor, _F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, position, 1, 0)
-            )
-        except OSError as error:
-            os.close(descriptor)
-            if error.errno in (errno.EAGAIN, errno.EACCES):
-                return None
-            raise _translated(error, "lock", path) from error
-        return DiskLock(descriptor)
+        with self._locking:
+            file = self._lock_files.get(path) or _LockFile(path)
+            try:
+                if not file.take(position):
+                    return None
+                self._lock_files[path] = file
+            finally:
+                file.close()
+        return DiskLock(partial(self._unlock, path, position))
+
+    def _unlock(self, path: str, position: int) -> None:
+        with self._locking:
+            file = self._lock_files[path]
+            file.give_up(position)
+            if not file.held:
+                del self._lock_files[path]
+                file.close()
 
     def free_bytes(self, path: str) -> int:
         """Bytes that this user may still write."""

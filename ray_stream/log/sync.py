@@ -114,6 +114,11 @@ class SyncState:
         self.lost = False
         """A sync failed: what is behind `place` may look good and be gone."""
 
+    @property
+    def keeps_files(self) -> bool:
+        """Whether a sealed segment is not durable yet, and so open."""
+        return bool(self._unsynced)
+
     def rolled(self, old: Segment, end: Place) -> None:
         """`old` was sealed, and a new segment begins at `end`."""
         self.new_names += 1

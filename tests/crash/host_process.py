@@ -101,6 +101,7 @@ class FailingStorage(DiskStorage):
     """The real disk, but for what `Failures` says."""
 
     def __init__(self, failures: Failures) -> None:
+        super().__init__()
         self._failures = failures
 
     def open(self, path: str, *, create: bool = False) -> File:

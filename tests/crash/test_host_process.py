@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ray_stream.actors.partition_host import log_options
+from ray_stream.actors.hosted import log_options
 from ray_stream.boot import boot_id
 from ray_stream.log.directory import partition_path
 from ray_stream.log.offline import read_marker

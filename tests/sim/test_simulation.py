@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from ray_stream.actors.group_host import GroupHost
-from ray_stream.actors.partition_host import Hosted, PartitionHost
+from ray_stream.actors.hosted import Hosted
+from ray_stream.actors.partition_host import PartitionHost
 from ray_stream.client.holdings_core import Holdings
 from ray_stream.errors import RayStreamError, StorageError
 from ray_stream.groups import membership, offsets
