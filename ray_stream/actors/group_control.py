@@ -84,9 +84,10 @@ class GroupShell:
         self._groups = groups
 
     def end_turn(self) -> None:
-        """Write and sync, then answer what that made durable."""
+        """Write and sync, answer what that made durable, and sync what those answers wrote."""
         self._partitions.end_turn()
         self._groups.end_turn()
+        self._partitions.end_turn()
 
     def on_time(self) -> None:
         """Whatever is due."""

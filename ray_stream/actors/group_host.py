@@ -303,8 +303,6 @@ class GroupHost:
         earlier = one.held.get(request.group_id, {}).pop(request.member_id, None)
         if earlier is not None:
             earlier.reply(earlier.answer)
-        before = one.journal.written_end
-        is_news = False
 
         def answered(answer: HeartbeatAnswer | RayStreamError) -> None:
             if isinstance(answer, RayStreamError):
@@ -313,15 +311,18 @@ class GroupHost:
             if request.subscription is not None and answer.member_epoch >= 0:
                 client_id = request.subscription.client_id
                 self._joined(request.group_id, request.member_id, client_id)
-            if is_news or answer.assignment is not None or one.machine.has_news(request):
+            if _tells_something(answer, request):
                 reply(answer)
-                return
-            deadline_ms = self._clock.monotonic_ms() + answer.heartbeat_interval_ms
-            members = one.held.setdefault(request.group_id, {})
-            members[request.member_id] = _Held(request, reply, answer, deadline_ms)
+            elif one.machine.has_news(request):
+                # It came while this answer waited for its sync. Who is told nothing would ask
+                # again only an interval later.
+                self._submit(one, request, reply)
+            else:
+                deadline_ms = self._clock.monotonic_ms() + answer.heartbeat_interval_ms
+                members = one.held.setdefault(request.group_id, {})
+                members[request.member_id] = _Held(request, reply, answer, deadline_ms)
 
         self._submit(one, request, answered)
-        is_news = one.journal.written_end != before  # what others say meanwhile is no news to it
 
     def _submit(self, one: _Coordinator, command: Any, reply: Reply[Any]) -> None:
         before = one.journal.written_end
@@ -350,6 +351,13 @@ class GroupHost:
                 if held.request.member_id in members and one.machine.has_news(held.request):
                     del members[member_id]
                     self._submit(one, held.request, held.reply)
+
+
+def _tells_something(answer: HeartbeatAnswer, request: ConsumerGroupHeartbeat) -> bool:
+    """Whether the member asks again at once when it hears this (`client.membership_core`)."""
+    known = (request.member_epoch, request.revision)
+    is_new = answer.assignment is not None or (answer.member_epoch, answer.revision) != known
+    return is_new or request.subscription is not None
 
 
 def _not_here(group_id: str) -> NotCoordinatorError:

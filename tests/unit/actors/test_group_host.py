@@ -7,12 +7,15 @@ from typing import Any
 import pytest
 
 from ray_stream import errors
+from ray_stream.actors.group_control import GroupShell
 from ray_stream.actors.group_host import METADATA_WAIT_MS, GroupHost
+from ray_stream.actors.partition import PartitionShell
 from ray_stream.actors.partition_control import PartitionControl
 from ray_stream.actors.partition_host import PartitionHost
 from ray_stream.config import CONSUMER_OFFSETS_TOPIC, COORDINATOR_PARTITIONS, TopicConfig
 from ray_stream.groups.commands import (
     JOIN_EPOCH,
+    LEAVE_EPOCH,
     CommittedOffset,
     ConsumerGroupHeartbeat,
     HeartbeatAnswer,
@@ -90,12 +93,13 @@ class Process:
         self.asked_for_metadata += 1
 
     def turn(self, *, sync: bool = True) -> None:
-        self.host.end_turn()
+        shell = GroupShell(PartitionShell(self.host, self.control), self.groups)
+        shell.end_turn()
         while sync and self.syncs:
             job, done = self.syncs.pop(0)
             job.run()
             done(None)
-        self.groups.end_turn()
+            shell.end_turn()
 
     def show(self, partitions: int) -> None:
         self.groups.show(1, [SeenTopic(FLIGHTS, "flights", [""] * partitions)])
@@ -192,6 +196,33 @@ def test_who_says_nothing_new_waits_although_others_said_something_meanwhile(
     process.heartbeat("b", 1)
     process.turn()
     assert len(one) == 1
+
+
+def test_news_that_came_while_an_answer_waited_for_its_sync_is_in_that_answer(
+    process: Process,
+) -> None:
+    """Told that nothing is new, a member asks again an interval later: 3 s without a partition."""
+    first = process.joined("a")
+    process.heartbeat("c", 1)
+    process.turn()
+    told = process.heartbeat(
+        "a", 2, member_epoch=first.member_epoch, revision=first.revision, owned=[(FLIGHTS, [0, 1])]
+    )
+    process.turn()
+    (step,) = told
+    assert step.assignment is not None, "one of both has to be released"
+    kept = step.assignment[0].partitions
+    epochs = {"member_epoch": step.member_epoch, "revision": step.revision}
+    released = process.heartbeat("a", 3, **epochs, owned=[(FLIGHTS, kept)])
+    process.turn()
+    epochs = {"member_epoch": released[0].member_epoch, "revision": released[0].revision}
+
+    process.ask(commit(released[0].member_epoch, 7))
+    waiting = process.heartbeat("a", 4, **epochs, owned=[(FLIGHTS, kept)])
+    process.turn(sync=False)
+    process.heartbeat("c", 5, member_epoch=LEAVE_EPOCH)
+    process.turn()
+    assert [sorted(one.assignment[0].partitions) for one in waiting] == [[0, 1]]
 
 
 def test_who_waits_is_answered_after_the_interval(process: Process) -> None:
