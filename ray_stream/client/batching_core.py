@@ -26,6 +26,7 @@ from ray_stream.client.partitioner import (
 from ray_stream.config import PARTITIONS_MAX
 from ray_stream.errors import RayStreamError
 from ray_stream.metadata.commands import TopicMetadata
+from ray_stream.records.arrays import integers, validity
 from ray_stream.records.builder import RecordColumns, build_batch
 from ray_stream.records.header import Buffer, Compression, with_producer
 from ray_stream.types import NO_EPOCH, NO_PRODUCER_ID, NO_SEQUENCE, RecordMetadata
@@ -346,7 +347,7 @@ def binary_lengths(column: pa.Array) -> npt.NDArray[np.int64]:
         return np.empty(0, np.int64)
     lengths = np.diff(_offsets(column)).astype(np.int64)
     if column.null_count:
-        lengths[column.is_null().to_numpy(zero_copy_only=False)] = 0
+        lengths[~validity(column)] = 0
     return lengths
 
 
@@ -357,7 +358,7 @@ def _offsets(column: pa.Array) -> npt.NDArray[np.int32]:
 
 def _header_bytes(headers: pa.Array) -> npt.NDArray[np.int64]:
     """Bytes of names and values of each row's headers."""
-    offsets = headers.offsets.to_numpy()
+    offsets = integers(headers.offsets)
     first, count = int(offsets[0]), int(offsets[-1] - offsets[0])
     ends = np.zeros(count + 1, np.int64)
     for part in (headers.keys, headers.items):

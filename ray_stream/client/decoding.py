@@ -17,6 +17,7 @@ import pyarrow as pa
 from ray_stream.client.positions import PartitionState, StoredBatch
 from ray_stream.config import ConsumerConfig
 from ray_stream.errors import CorruptBatchError, DeserializationError
+from ray_stream.records.arrays import integers
 from ray_stream.records.header import (
     FLAG_HEADERS,
     FLAG_KEY,
@@ -45,7 +46,7 @@ def rows_of(state: PartitionState, batch: StoredBatch) -> pa.RecordBatch:
     rows = batch.rows
     if not rows.num_rows:
         return rows
-    offsets = rows.column(0).to_numpy()
+    offsets = integers(rows.column(0))
     first, stop = 0, rows.num_rows
     if offsets[0] < state.position:
         first = int(np.searchsorted(offsets, state.position))
@@ -232,7 +233,7 @@ def _offsets_left(
     if not batch.header.flags & FLAG_OFFSET_DELTA:
         first = max(0, state.position - base)
         return range(base + first, min(base + stored.num_rows, batch.end)), first
-    deltas = stored.column("offset_delta").to_numpy()
+    deltas = integers(stored.column("offset_delta"))
     first = int(np.searchsorted(deltas, state.position - base))
     stop = int(np.searchsorted(deltas, batch.end - base))
     return (deltas[first:stop] + np.int64(base)).tolist(), first
@@ -248,7 +249,7 @@ def _columns(header: BatchHeader, stored: pa.RecordBatch, first: int, count: int
     if header.is_log_append_time:
         timestamps = repeat(header.append_timestamp)
     elif flags & FLAG_TIMESTAMP:
-        timestamps = column("timestamp").to_numpy().tolist()
+        timestamps = integers(column("timestamp")).tolist()
     return _Columns(
         keys=column("key").to_pylist() if flags & FLAG_KEY else repeat(None),
         values=column("value").to_pylist() if flags & FLAG_VALUE else repeat(None),

@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from ray_stream.records.arrays import validity
+
 NO_PARTITION = -1
 """What `partitions_of_keys` says about a null key."""
 
@@ -58,7 +60,7 @@ def partitions_of_keys(keys: pa.Array, partitions: int) -> Int64s:
     hashes = murmur2_of_keys(keys)
     chosen = (hashes & np.uint32(_POSITIVE)).astype(np.int64) % partitions
     if keys.null_count:
-        chosen[keys.is_null().to_numpy(zero_copy_only=False)] = NO_PARTITION
+        chosen[~validity(keys)] = NO_PARTITION
     return chosen
 
 
@@ -90,7 +92,7 @@ def _bytes_of(keys: pa.Array) -> tuple[Bytes, Int64s, Int64s]:
         data[:-_WORD] = np.frombuffer(data_buffer, np.uint8, last - first, first)
     lengths = np.diff(offsets).astype(np.int64)
     if keys.null_count:  # a null row may still span bytes
-        lengths[keys.is_null().to_numpy(zero_copy_only=False)] = 0
+        lengths[~validity(keys)] = 0
     return data, offsets[:-1].astype(np.int64) - first, lengths
 
 

@@ -25,6 +25,7 @@ from ray_stream.client.handout import HandOut
 from ray_stream.client.lookups import Lookups
 from ray_stream.config import ConsumerConfig, MiB
 from ray_stream.errors import CorruptRecordError
+from ray_stream.records.arrays import integers
 from ray_stream.rpc.messages import LATEST
 from ray_stream.types import NO_OFFSET, TopicPartition
 
@@ -103,7 +104,7 @@ class _Search:
                 if taken is None:
                     break
                 name = taken.name
-                young = taken.rows["timestamp"].to_numpy() >= times[name]
+                young = integers(taken.rows["timestamp"]) >= times[name]
                 if not young.any():
                     continue
                 found[name] = taken.rows["offset"][int(np.argmax(young))].as_py()

@@ -8,6 +8,7 @@ at least once. While a handler runs nothing else is taken, and a consumer reads 
 than `fetch_max_bytes`: a slow handler never grows memory.
 """
 
+import importlib
 import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +30,8 @@ from ray_stream.errors import (
 )
 from ray_stream.types import Record, TopicPartition
 
-POLL_S = 0.5
+POLL_S = 0.1
+"""An actor without records hears so soon that it is to stop."""
 RETRY_S = 0.1
 RETRY_MAX_S = 10.0
 HEARD_S = 1.0
@@ -183,6 +185,8 @@ class Worker:
     def _built(self) -> Callable[[Any], Any] | None:
         """The handler, ready to be called; None: that failed."""
         work = self._work
+        if work.batch_format == "pandas":
+            importlib.import_module("pandas")  # now, not when the first batch is waited for
         if not work.is_class:
             return work.handler
         try:
@@ -206,7 +210,8 @@ class Worker:
                     changed.clear()
                     self._assigned(reader, batch)
                 if batch is not None and batch.records:
-                    self._handle(reader, handler, batch)
+                    if not self._stopping.is_set():  # else it is the next owner's
+                        self._handle(reader, handler, batch)
                 elif batch is not None and self._uncommitted:
                     self._commit(reader)
         finally:

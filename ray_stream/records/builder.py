@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ray_stream.errors import InvalidTimestampError, RecordTooLargeError, SchemaError
+from ray_stream.records.arrays import integers, validity
 from ray_stream.records.arrow_message import FIXED_WIDTH, Shape, encode_metadata
 from ray_stream.records.compression import compress
 from ray_stream.records.header import (
@@ -90,7 +91,7 @@ class _Body:
 
     def add_fixed(self, flag: int, array: pa.Array) -> None:
         self.shape.add_fixed(len(array), FIXED_WIDTH[flag])
-        self.add(_bytes_of(array.to_numpy()))
+        self.add(_bytes_of(integers(array)))
 
     def add_headers(self, array: pa.Array) -> None:
         offsets, keys, values = _map_parts(array)
@@ -198,7 +199,7 @@ def _times(columns: RecordColumns) -> tuple[int, int, bool]:
     first = last = columns.base_timestamp
     base = first
     if columns.timestamp is not None and len(columns.timestamp):
-        times = columns.timestamp.to_numpy()
+        times = integers(columns.timestamp)
         first, last, base = int(times.min()), int(times.max()), int(times[0])
     if first < 0 and columns.record_count:
         raise InvalidTimestampError(
@@ -210,7 +211,7 @@ def _times(columns: RecordColumns) -> tuple[int, int, bool]:
 def _last_offset_delta(columns: RecordColumns, given: int | None) -> int:
     last = columns.record_count - 1
     if columns.offset_delta is not None and len(columns.offset_delta):
-        deltas = columns.offset_delta.to_numpy()
+        deltas = integers(columns.offset_delta)
         last = int(deltas[-1])
         if deltas[0] < 0 or (deltas[1:] <= deltas[:-1]).any():
             raise SchemaError("column offset_delta must increase from 0 or above")
@@ -291,13 +292,13 @@ def _binary_buffers(array: pa.Array) -> tuple[Buffer, Buffer, Buffer]:
 def _validity(array: pa.Array) -> Buffer:
     if not array.null_count:
         return b""
-    valid = array.is_valid().to_numpy(zero_copy_only=False)
+    valid = validity(array)
     return _bytes_of(np.packbits(valid, bitorder="little"))
 
 
 def _map_parts(array: pa.Array) -> tuple[Buffer, pa.Array, pa.Array]:
     """Offsets from 0 on, keys and values; a null row becomes an empty one."""
-    offsets = array.offsets.to_numpy()
+    offsets = integers(array.offsets)
     first, last = int(offsets[0]), int(offsets[-1])
     keys = array.keys.slice(first, last - first)
     values = array.items.slice(first, last - first)
@@ -308,7 +309,7 @@ def _map_parts(array: pa.Array) -> tuple[Buffer, pa.Array, pa.Array]:
     if keys.null_count:
         raise SchemaError("a header without a name: every header needs one")
     if array.null_count:  # a null row may still span entries
-        valid = array.is_valid().to_numpy(zero_copy_only=False)
+        valid = validity(array)
         lengths = np.diff(offsets)
         kept = pa.array(np.repeat(valid, lengths))
         keys, values = keys.filter(kept), values.filter(kept)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ray_stream.errors import CorruptBatchError
+from ray_stream.records.arrays import integers, repeated
 from ray_stream.records.batch import check_arrow_payload
 from ray_stream.records.compression import decompress
 from ray_stream.records.header import (
@@ -72,13 +73,13 @@ def decode_columns(header: BatchHeader, payload: Buffer) -> pa.RecordBatch:
 
 def _check_numbers(header: BatchHeader, columns: pa.RecordBatch) -> None:
     if header.flags & FLAG_OFFSET_DELTA:
-        deltas = columns["offset_delta"].to_numpy()
+        deltas = integers(columns["offset_delta"])
         if deltas[0] < 0 or deltas[-1] > header.last_offset_delta:
             raise CorruptBatchError(f"an offset delta is not in [0, {header.last_offset_delta}]")
         if (deltas[1:] <= deltas[:-1]).any():
             raise CorruptBatchError("offset deltas do not increase")
     if header.flags & FLAG_TIMESTAMP:
-        times = columns["timestamp"].to_numpy()
+        times = integers(columns["timestamp"])
         if times.min() < 0 or times.max() > header.max_timestamp:
             raise CorruptBatchError(f"a timestamp is not in [0, {header.max_timestamp}]")
 
@@ -97,7 +98,7 @@ def _offsets(header: BatchHeader, columns: pa.RecordBatch) -> npt.NDArray[np.int
     if not 0 <= base < _OFFSET_MAX - header.last_offset_delta:
         raise CorruptBatchError(f"base offset {base}: the batch has no place in a log")
     if header.flags & FLAG_OFFSET_DELTA:
-        deltas: npt.NDArray[np.int32] = columns["offset_delta"].to_numpy()
+        deltas: npt.NDArray[np.int32] = integers(columns["offset_delta"])
         return deltas.astype(np.int64) + base
     return np.arange(base, base + header.record_count, dtype=np.int64)
 
@@ -170,7 +171,7 @@ def _int64(numbers: npt.NDArray[np.int64]) -> pa.Array:
 def _constant(value: str | int, arrow_type: pa.DataType, count: int) -> pa.Array:
     """`count` times the same; one array is made for many batches, and cut to each."""
     if count > _CACHED_ROWS:
-        return pa.repeat(pa.scalar(value, arrow_type), count)
+        return repeated(value, arrow_type, count)
     return _cached_constant(value, arrow_type, _rows_class(count)).slice(0, count)
 
 
@@ -195,12 +196,12 @@ def _empty_maps(count: int) -> pa.Array:
     offsets = pa.Array.from_buffers(
         pa.int32(), count + 1, [None, pa.py_buffer(bytes(4 * count + 4))]
     )
-    return pa.MapArray.from_arrays(offsets, pa.array([], pa.string()), pa.array([], pa.binary()))
+    return pa.MapArray.from_arrays(offsets, pa.nulls(0, pa.string()), pa.nulls(0, pa.binary()))
 
 
 @lru_cache(maxsize=64)
 def _cached_constant(value: str | int, arrow_type: pa.DataType, count: int) -> pa.Array:
-    return pa.repeat(pa.scalar(value, arrow_type), count)
+    return repeated(value, arrow_type, count)
 
 
 @lru_cache(maxsize=8)

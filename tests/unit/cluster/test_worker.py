@@ -42,6 +42,7 @@ class FakeReader:
         self.refuses: list[RayStreamError] = []
         """By the next commits."""
         self.at_end: Callable[[], object] = lambda: None
+        self.found: Callable[[], object] = lambda: None
         self.stored: Callable[[], object] = lambda: None
         self.changed: Callable[[], None] = lambda: None
 
@@ -52,6 +53,8 @@ class FakeReader:
         first, behind = self.position, min(self.end, self.position + (max_records or self.end))
         if first == behind:
             self.at_end()
+        else:
+            self.found()
         self.position = behind
         return [record(offset) for offset in range(first, behind)]
 
@@ -295,6 +298,14 @@ def test_a_stop_waits_for_the_batch_in_hand_and_commits_it() -> None:
     thread.join(30)
     assert world.reader.committed == [0, 4]
     assert world.worker.copy().phase == Phase.LEFT
+
+
+def test_what_was_read_while_the_stop_came_is_left_to_the_next_owner() -> None:
+    world = World(seen := Failing(0, 0))
+    world.reader.found = world.worker.stop
+    world.run()
+    assert (seen.seen, world.reader.committed) == ([], [0])
+    assert world.reader.closed
 
 
 def test_a_commit_that_was_refused_is_told_and_the_work_goes_on() -> None:
