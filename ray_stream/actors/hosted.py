@@ -73,6 +73,8 @@ class Hosted:
     altered: list[tuple[int, Callable[[], None]]] = field(default_factory=list)
     """(offset to be synced first, what to call then) of changed settings."""
     checkpointed_end: int = -1
+    looked_end: int = -1
+    """The written end when somebody last looked whether the log is idle."""
     is_offline: bool = False
     """Noticed, and told."""
 

@@ -27,6 +27,12 @@ from ray_stream.rpc.hosting import (
 )
 from ray_stream.rpc.services import Reply
 
+RECOVERY_BYTES = 64 * 1024 * 1024
+"""What is written behind all checkpoints of a host, and read again after a crash, is about this."""
+CHECKPOINTS_AT_ONCE = 2
+"""Each costs a few syncs, for which clients wait."""
+CHECKPOINT_PAUSE_MS = 10
+
 ItemT = TypeVar("ItemT")
 OutcomeT = TypeVar("OutcomeT")
 
@@ -60,6 +66,7 @@ class PartitionControl:
         interval_ms: int,
         locking: Locking,
         spread: Spread,
+        recovery_bytes: int = RECOVERY_BYTES,
     ) -> None:
         """Make the control of a host.
 
@@ -68,9 +75,11 @@ class PartitionControl:
             storage: where the directories are.
             clock: for checkpoints.
             boot_id: of the machine's current boot.
-            interval_ms: how often a log that was written to gets a checkpoint.
+            interval_ms: how often logs are looked at: a log that is idle since the last look, was
+                rolled, or has its share of `recovery_bytes` behind its checkpoint gets a new one.
             locking: how a partition's lock is taken.
             spread: opens, begins and closes many logs at once.
+            recovery_bytes: see `interval_ms`; 0: each log that was written to gets one each time.
         """
         self._host = host
         self._storage = storage
@@ -79,7 +88,11 @@ class PartitionControl:
         self._locking = locking
         self._spread = spread
         self._interval_ms = interval_ms
-        self._next_checkpoint_ms = clock.monotonic_ms() + interval_ms
+        self._recovery_bytes = recovery_bytes
+        self._next_look_ms = clock.monotonic_ms() + interval_ms
+        self._next_checkpoint_ms = self._next_look_ms
+        self._due: dict[PartitionKey, Hosted] = {}
+        """Logs that wait for a checkpoint."""
 
     def prepare(self, request: PreparePartitions, reply: Reply[PartitionsPrepared]) -> None:
         """Lock and recover; a partition that cannot be opened gets a reason, the others go on."""
@@ -209,24 +222,30 @@ class PartitionControl:
         ]
 
     def tick(self) -> None:
-        """Write the checkpoints that are due; sync what nobody waits for."""
+        """Sync what nobody waits for; write the checkpoints that are due, a few at a time."""
         now_ms = self._clock.monotonic_ms()
-        if now_ms < self._next_checkpoint_ms:
-            return
-        self._next_checkpoint_ms = now_ms + self._interval_ms
-        for hosted in self._host.partitions.values():
-            if hosted.checkpointed_end == hosted.log.written_end:
+        if now_ms >= self._next_look_ms:
+            self._next_look_ms = now_ms + self._interval_ms
+            self._look()
+        if self._due and now_ms >= self._next_checkpoint_ms:
+            self._next_checkpoint_ms = now_ms + CHECKPOINT_PAUSE_MS
+            for key in list(self._due)[:CHECKPOINTS_AT_ONCE]:
+                hosted = self._due.pop(key)
+                if self._host.partitions.get(key) is hosted:
+                    _checkpoint(hosted)
+
+    def _look(self) -> None:
+        share = self._recovery_bytes // max(1, len(self._host.partitions))
+        for key, hosted in self._host.partitions.items():
+            log = hosted.log
+            if hosted.checkpointed_end == log.written_end:
                 continue
-            if hosted.log.synced_end < hosted.log.written_end:
+            if log.synced_end < log.written_end:
                 self._host.sync_in_background(hosted)
-            # Also of a log that is never idle: what is behind its checkpoint is read again after a
-            # crash.
-            if hosted.checkpointed_end != hosted.log.synced_end:
-                synced_end = hosted.log.synced_end
-                # A full disk costs the next opening some time, and nothing else: tried again.
-                with contextlib.suppress(StorageFullError):
-                    hosted.log.checkpoint()
-                    hosted.checkpointed_end = synced_end
+            is_idle = hosted.looked_end == log.written_end
+            hosted.looked_end = log.written_end
+            if is_idle or log.checkpoint_due or log.unrecorded_bytes >= share:
+                self._due[key] = hosted
 
     def close(self) -> None:
         """Close every log, cleanly where that is possible."""
@@ -238,7 +257,9 @@ class PartitionControl:
 
     def next_deadline_ms(self) -> int:
         """When `tick` has something to do, on the monotonic clock."""
-        return self._next_checkpoint_ms
+        if self._due:
+            return min(self._next_look_ms, self._next_checkpoint_ms)
+        return self._next_look_ms
 
 
 def _served(hosted: Hosted, reason: str) -> PartitionServed:
@@ -251,6 +272,15 @@ def _served(hosted: Hosted, reason: str) -> PartitionServed:
         reason,
         sync_failed=bool(hosted.log.offline),
     )
+
+
+def _checkpoint(hosted: Hosted) -> None:
+    synced_end = hosted.log.synced_end
+    if hosted.checkpointed_end != synced_end:
+        # A full disk costs the next opening some time, and nothing else: tried again.
+        with contextlib.suppress(StorageFullError):
+            hosted.log.checkpoint()
+            hosted.checkpointed_end = synced_end
 
 
 def _close(hosted: Hosted) -> None:

@@ -106,7 +106,7 @@ class Addresses:
         """
 
         def alone() -> Columns:
-            rows = OpenRows(described, len(row), 0, 0, 0)
+            rows = OpenRows(described, len(row), 0, 0, 0, 0)
             rows.rows.extend(row)
             rows.take()
             return rows.columns()

@@ -27,7 +27,7 @@ from ray_stream.config import PARTITIONS_MAX
 from ray_stream.errors import RayStreamError
 from ray_stream.metadata.commands import TopicMetadata
 from ray_stream.records.arrays import integers, validity
-from ray_stream.records.builder import RecordColumns, build_batch
+from ray_stream.records.builder import RecordColumns, build_batch, validate
 from ray_stream.records.header import Buffer, Compression, with_producer
 from ray_stream.types import NO_EPOCH, NO_PRODUCER_ID, NO_SEQUENCE, RecordMetadata
 
@@ -55,6 +55,8 @@ class Columns:
     """The shell's mark, for flushes."""
     callbacks: list[tuple[int, OnDelivery]] = field(default_factory=list)
     """(row, callback), by row."""
+    is_ours: bool = False
+    """Arrow or this package made the arrays, so that nothing in them can be damaged."""
 
     @property
     def count(self) -> int:
@@ -78,6 +80,7 @@ class Columns:
             self.created_ms,
             self.generation,
             [(row - start, call) for row, call in self.callbacks[first:behind]],
+            self.is_ours,
         )
 
     def reordered(self, order: npt.NDArray[np.int64]) -> "Columns":
@@ -103,6 +106,7 @@ class Columns:
             self.created_ms,
             self.generation,
             callbacks,
+            is_ours=True,
         )
 
     def sizes(self) -> npt.NDArray[np.int64]:
@@ -267,8 +271,19 @@ class Batcher:
             SchemaError, InvalidTimestampError, RecordTooLargeError: as `build_batch`.
         """
         batches: list[Batch] = []
+        if not columns.is_ours:
+            for column in (columns.key, columns.value, columns.timestamp):
+                if column is not None:
+                    validate(column)  # before anything is taken from it by its offsets
+        # What is built for all partitions at once may be much for one of them.
+        rows_max = 2 * columns.count * self._batch_size // columns.total_bytes() + 1
         for partition, rows in self._split(topic, columns):
-            self._build(topic, partition, rows, batches)
+            if rows.count <= rows_max:
+                self._build(topic, partition, rows, batches)
+                continue
+            for start in range(0, rows.count, rows_max):
+                part = rows.slice(start, min(rows.count, start + rows_max))
+                self._build(topic, partition, part, batches)
         return batches
 
     def _build(
@@ -281,6 +296,7 @@ class Batcher:
                 timestamp=columns.timestamp,
                 headers=columns.headers,
                 base_timestamp=columns.base_timestamp,
+                is_ours=True,
             ),
             compression=self._compression,
         )

@@ -23,6 +23,8 @@ from ray_stream.config import ProducerConfig
 from ray_stream.errors import BufferFullError
 from ray_stream.metadata.commands import TopicMetadata
 
+OPEN_PART = 8
+"""The open batch of a topic is at most such a part of `buffer_memory`."""
 BACKLOG_LINGER_MS = 25
 """While batches of a topic wait to be sent anyway, its open batch grows for so long."""
 
@@ -323,14 +325,16 @@ class SendBuffer:
         return True
 
     def _new_rows(self, topic: TopicMetadata, width: int) -> OpenRows:
-        # What does not fit below this takes the long way, and is checked there against the limits.
-        full_at = min(
-            self._config.batch_size,
+        config, clock = self._config, self._clock
+        record_max = min(
             topic.config.max_message_bytes,
             max(1, topic.config.max_batch_bytes - BATCH_OVERHEAD_BYTES),
         )
-        clock = self._clock
-        return OpenRows(topic, width, full_at, clock.monotonic_ms(), clock.now_ms())
+        full_at = min(config.batch_size, record_max)
+        if width != PLAIN:  # these are shared out among the partitions
+            many = min(config.batch_size * len(topic.partitions), config.buffer_memory // OPEN_PART)
+            full_at = max(full_at, many)
+        return OpenRows(topic, width, full_at, record_max, clock.monotonic_ms(), clock.now_ms())
 
     def _grant(self, rows: OpenRows) -> None:
         """Set aside what the batch has, and what it may take without asking."""
@@ -338,7 +342,8 @@ class SendBuffer:
         granted = max(rows.bytes, min(rows.full_at, free))
         self._used += granted - rows.granted
         rows.granted = granted
-        rows.limit = granted
+        # A larger record takes the long way, and is checked there.
+        rows.limit = min(granted, rows.bytes + rows.record_max)
 
     def _has_room(self, size: int) -> bool:
         if self._used + size <= self._config.buffer_memory:

@@ -39,6 +39,7 @@ class OpenRows:
         "granted",
         "limit",
         "opened_ms",
+        "record_max",
         "rows",
         "stamp_ms",
         "taken",
@@ -47,7 +48,13 @@ class OpenRows:
     )
 
     def __init__(
-        self, topic: TopicMetadata, width: int, full_at: int, opened_ms: int, stamp_ms: int
+        self,
+        topic: TopicMetadata,
+        width: int,
+        full_at: int,
+        record_max: int,
+        opened_ms: int,
+        stamp_ms: int,
     ) -> None:
         """An empty batch.
 
@@ -55,12 +62,14 @@ class OpenRows:
             topic: whose records these are, as it is known now.
             width: cells a record.
             full_at: bytes of records at which the batch is complete.
+            record_max: bytes of the largest record that the topic takes.
             opened_ms: monotonic.
             stamp_ms: wall clock; the timestamp of records that bring none.
         """
         self.topic = topic
         self.width = width
         self.full_at = full_at
+        self.record_max = record_max
         self.opened_ms = opened_ms
         self.stamp_ms = stamp_ms
         self.rows: list[Any] = []
@@ -98,6 +107,7 @@ class OpenRows:
             base_timestamp=self.stamp_ms,
             created_ms=self.opened_ms,
             generation=self.generation or 0,
+            is_ours=True,
         )
         if self.width == PLAIN:
             columns.value = _values(rows)

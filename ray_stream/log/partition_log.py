@@ -430,6 +430,12 @@ class PartitionLog:
         """Whether a `checkpoint` has more to record than a few batches."""
         return self._log.checkpoint_due
 
+    @property
+    def unrecorded_bytes(self) -> int:
+        """About what an opening after a crash would read again: all of a new segment, if any."""
+        durable, end = self._log.on_disk.durable, self._log.end
+        return end.position - (durable.position if durable.segment == end.segment else 0)
+
     def checkpoint(self) -> None:
         """Record the durable place, so that the next opening begins there; a few syncs.
 

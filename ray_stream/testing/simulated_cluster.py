@@ -292,6 +292,7 @@ class SimulatedCluster:
             interval_ms=CHECKPOINT_MS,
             locking=take_partition_lock,
             spread=one_by_one,
+            recovery_bytes=0,
         )
         one = self.hosts[host] = HostProcess(node, process, turner, made, control)
         handlers: dict[str, Handler] = {

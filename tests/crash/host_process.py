@@ -144,6 +144,7 @@ class Process:
             interval_ms=200,
             locking=take_lock,
             spread=self._loop.spread,
+            recovery_bytes=0,
         )
         self._loop.start(PartitionShell(self._host, self._control))
         self._reason = self._bring_up()

@@ -61,7 +61,7 @@ def test_rows_become_batches_that_hold_them(
     records: list[Record], partitions: int, max_batch_bytes: int, compression: int, seed: int
 ) -> None:
     described = topic(partitions, max_batch_bytes)
-    rows = OpenRows(described, FULL, 10**6, 5, STAMP)
+    rows = OpenRows(described, FULL, 10**6, 10**6, 5, STAMP)
     told: list[int] = []
     for number, record in enumerate(records):
         rows.rows.extend((*record, lambda *_, number=number: told.append(number)))

@@ -6,9 +6,10 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from msgspec import structs
 
 from ray_stream import errors
-from ray_stream.actors.partition_control import PartitionControl
+from ray_stream.actors.partition_control import RECOVERY_BYTES, PartitionControl
 from ray_stream.actors.partition_host import PartitionHost
 from ray_stream.config import TopicConfig
 from ray_stream.log import directory, locks
@@ -82,7 +83,13 @@ def one_by_one(work: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
 
 
 class Rig:
-    def __init__(self, root: Path, config: TopicConfig, storage: Storage | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        config: TopicConfig,
+        storage: Storage | None = None,
+        recovery_bytes: int = RECOVERY_BYTES,
+    ) -> None:
         self.clock = ManualClock()
         self.syncs = HeldSyncs()
         self.storage = storage or DiskStorage()
@@ -97,6 +104,7 @@ class Rig:
             interval_ms=1_000,
             locking=lock,
             spread=one_by_one,
+            recovery_bytes=recovery_bytes,
         )
 
     def spec(self, config: TopicConfig | None = None, version: int = 0) -> AssignedPartition:
@@ -114,12 +122,14 @@ class Rig:
         self.control.lead(LeadPartitions([(TOPIC, 0, epoch)]), answers.append)
         assert answers[0].served[0].offline_reason == ""
 
-    def produce(self, *values: bytes, epoch: int = 0, acks: int = -1) -> list[Any]:
+    def produce(
+        self, *values: bytes, epoch: int = 0, acks: int = -1, partition: int = 0
+    ) -> list[Any]:
         answers: list[Any] = []
         batch = b"".join(
             build_batch(RecordColumns(value=pa.array(list(values), pa.binary()), base_timestamp=5))
         )
-        request = ProduceRequest(acks, 1_000, [ProducePartition(TOPIC, 0, epoch)], [batch])
+        request = ProduceRequest(acks, 1_000, [ProducePartition(TOPIC, partition, epoch)], [batch])
         self.host.produce(request, answers.append)
         self.host.end_turn()
         return answers
@@ -357,12 +367,49 @@ def test_a_log_that_had_a_leader_and_is_missing_is_not_made_anew(tmp_path: Path)
     assert "missing" in answers[0].results[0][2]
 
 
-def test_a_checkpoint_is_written_when_it_is_due(rig: Rig) -> None:
+def test_an_idle_log_gets_a_checkpoint(rig: Rig) -> None:
     rig.produce(b"a")
     rig.syncs.finish()
+    hosted = rig.host.partitions[TOPIC, 0]
     rig.clock.ms += 1_000
     rig.control.tick()
-    assert rig.host.partitions[TOPIC, 0].checkpointed_end == 1
+    assert hosted.checkpointed_end == -1, "it was written to since the last look"
+    rig.clock.ms += 1_000
+    rig.control.tick()
+    assert hosted.checkpointed_end == 1
+
+
+def test_a_busy_log_gets_a_checkpoint_when_it_has_its_share_behind_the_last(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, TopicConfig(), recovery_bytes=1_000)
+    rig.prepare()
+    rig.lead(0)
+    ends = []
+    for _ in range(6):
+        rig.produce(b"x" * 200)
+        rig.syncs.finish()
+        rig.clock.ms += 1_000
+        rig.control.tick()
+        ends.append(rig.host.partitions[TOPIC, 0].checkpointed_end)
+    assert len(set(ends)) < len(ends) - 1
+    assert ends[-1] >= 4
+
+
+def test_checkpoints_of_many_logs_do_not_hold_up_their_clients(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, TopicConfig(), recovery_bytes=0)
+    specs = [structs.replace(rig.spec(), partition=number) for number in range(7)]
+    rig.control.prepare(PreparePartitions({"dir": rig.root}, specs), lambda _: None)
+    rig.control.lead(LeadPartitions([(TOPIC, one, 0) for one in range(7)]), lambda _: None)
+    for number in range(7):
+        rig.produce(b"a", partition=number)
+    rig.syncs.finish()
+    done: list[int] = []
+    rig.clock.ms += 1_000
+    while not done or done[-1] < 7:
+        rig.control.tick()
+        hosts = rig.host.partitions.values()
+        done.append(sum(one.checkpointed_end == 1 for one in hosts))
+        rig.clock.ms = rig.control.next_deadline_ms()
+    assert done == [2, 4, 6, 7]
 
 
 def test_what_was_taken_in_under_an_epoch_is_not_appended_in_the_next(rig: Rig) -> None:
