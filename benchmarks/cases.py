@@ -7,7 +7,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from crew import Crew
@@ -35,6 +35,8 @@ class Case:
     name: str
     rows: list[Row]
     runs: dict[str, Run]
+    guests: set[str] = field(default_factory=set)
+    """Contestants that no target names."""
 
 
 @dataclass(frozen=True)
@@ -215,6 +217,7 @@ def beside_others(
     def add(case: str, contestant: str, run: Run) -> None:
         if case in by_name:
             by_name[case].runs[contestant] = run
+            by_name[case].guests.add(contestant)
 
     add("send(), unkeyed, replicated", queue.name, lambda: [queue.send_each(value, few)])
     add("send_batch, 100 B, replicated", queue.name, lambda: [queue.send_all(value, many)])
@@ -255,7 +258,7 @@ def beside_others(
 
 def crew_cases(crews: list[Crew], scale: Scale) -> Iterator[Case]:
     """Producers and consumers in processes of their own."""
-    count, trips = scale.of(1_500_000, 3_000), scale.of(4_000, 500)
+    count, trips = scale.of(1_000_000, 3_000), scale.of(4_000, 500)
 
     def at_once(crew: Crew, *, fsync: bool) -> list[float]:
         with topic_of(crew.peer, fsync=fsync) as topic:

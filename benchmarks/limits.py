@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 CHUNK = 1024 * 1024
-CHUNKS = 256
+CHUNKS = 96
 SYNCS = 200
 TRIPS = 5_000
 PAGE = 4096

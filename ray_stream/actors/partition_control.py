@@ -238,7 +238,7 @@ class PartitionControl:
         share = self._recovery_bytes // max(1, len(self._host.partitions))
         for key, hosted in self._host.partitions.items():
             log = hosted.log
-            if hosted.checkpointed_end == log.written_end:
+            if not log.unrecorded_bytes and not log.checkpoint_due:
                 continue
             if log.synced_end < log.written_end:
                 self._host.sync_in_background(hosted)

@@ -154,3 +154,18 @@ def test_a_slice_of_columns_has_the_sizes_of_its_rows(
     start = data.draw(st.integers(0, len(values)))
     stop = data.draw(st.integers(start, len(values)))
     assert columns.slice(start, stop).sizes().tolist() == columns.sizes().tolist()[start:stop]
+
+
+def test_much_for_one_partition_is_several_batches() -> None:
+    """Keyed records are built for all partitions at once, so one key can have all of it."""
+    described = topic(4, 64 * 2**20)
+    rows = OpenRows(described, KEYED, 10**6, 10**6, 5, STAMP)
+    for number in range(200):
+        rows.rows.extend((b"key", b"%0100d" % number))
+    rows.take()
+    batches = Batcher(1_000, Compression.NONE, random.Random(1)).build(described, rows.columns())
+    assert len({batch.partition for batch in batches}) == 1
+    assert len(batches) > 5
+    assert max(batch.record_bytes for batch in batches) <= 2_200
+    values = [value for batch in batches for _, value, _, _ in decoded(batch)]
+    assert values == [b"%0100d" % number for number in range(200)]

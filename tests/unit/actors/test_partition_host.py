@@ -379,6 +379,18 @@ def test_an_idle_log_gets_a_checkpoint(rig: Rig) -> None:
     assert hosted.checkpointed_end == 1
 
 
+def test_a_log_that_nobody_writes_to_gets_none(rig: Rig) -> None:
+    rig.produce(b"a")
+    rig.syncs.finish()
+    rig.control.close()
+    rig.prepare()
+    rig.lead(1)
+    for _ in range(3):
+        rig.clock.ms += 1_000
+        rig.control.tick()
+    assert rig.host.partitions[TOPIC, 0].checkpointed_end == -1
+
+
 def test_a_busy_log_gets_a_checkpoint_when_it_has_its_share_behind_the_last(tmp_path: Path) -> None:
     rig = Rig(tmp_path, TopicConfig(), recovery_bytes=1_000)
     rig.prepare()

@@ -9,7 +9,7 @@ import pytest
 
 from ray_stream.client.buffer import SendBuffer
 from ray_stream.config import ProducerConfig
-from ray_stream.errors import BufferFullError
+from ray_stream.errors import BufferFullError, RecordTooLargeError
 from tests.unit.client.produce_services import CLOCK, Make, ProduceServices
 
 PATIENT = 60_000
@@ -88,6 +88,34 @@ def test_bytes_set_aside_for_one_topic_are_not_kept_from_another(
     services.open_gate()
     one.flush()
     assert len(services.values("a")) + len(services.values("b")) == 10
+
+
+def test_batch_size_is_what_one_partition_of_many_gets(
+    services: ProduceServices, producer: Make
+) -> None:
+    services.make(partitions=10)
+    one = producer(batch_size=1_000, linger_ms=PATIENT)
+    for number in range(80):
+        one.send("t", bytes(90), b"%d" % number)
+    assert one.metrics()["buffer_bytes"] > 7_000
+    assert services.values() == [], "each partition has room for more"
+    for number in range(80):
+        one.send("t", bytes(90), b"%d" % number)
+    one.flush()
+    assert len(services.values()) == 160
+
+
+def test_a_record_too_large_for_its_topic_finds_no_short_way_into_a_larger_batch(
+    services: ProduceServices, producer: Make
+) -> None:
+    services.make(partitions=10, max_message_bytes=500)
+    one = producer(batch_size=1_000, linger_ms=PATIENT)
+    one.send("t", b"small", b"key")
+    with pytest.raises(RecordTooLargeError):
+        one.send("t", bytes(600), b"key")
+    one.send("t", bytes(400), b"key")
+    one.flush()
+    assert len(services.values()) == 2
 
 
 def test_a_full_buffer_sends_what_lingers(services: ProduceServices, producer: Make) -> None:
