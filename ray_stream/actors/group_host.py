@@ -22,6 +22,7 @@ from ray_stream.errors import (
 )
 from ray_stream.groups import records as codec
 from ray_stream.groups.commands import (
+    JOIN_EPOCH,
     Command,
     ConsumerGroupHeartbeat,
     GroupListing,
@@ -355,9 +356,10 @@ class GroupHost:
 
 def _tells_something(answer: HeartbeatAnswer, request: ConsumerGroupHeartbeat) -> bool:
     """Whether the member asks again at once when it hears this (`client.membership_core`)."""
+    if request.member_epoch <= JOIN_EPOCH or request.subscription is not None:
+        return True  # it came, comes back, leaves, or wants to know that this was taken
     known = (request.member_epoch, request.revision)
-    is_new = answer.assignment is not None or (answer.member_epoch, answer.revision) != known
-    return is_new or request.subscription is not None
+    return answer.assignment is not None or (answer.member_epoch, answer.revision) != known
 
 
 def _not_here(group_id: str) -> NotCoordinatorError:
