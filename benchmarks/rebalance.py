@@ -141,7 +141,7 @@ def main(rounds: int) -> dict[str, object]:
             for number in range(rounds):
                 before = notes.until_all_flow()
                 quiet = time.monotonic()
-                time.sleep(WATCHED_S / 2)
+                time.sleep(WATCHED_S)
                 usual.append(notes.longest_gap(set(before), quiet, time.monotonic()))
                 victim = before[number % PARTITIONS].member
                 lost = {p: run for p, run in before.items() if run.member == victim}

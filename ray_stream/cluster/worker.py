@@ -185,8 +185,7 @@ class Worker:
     def _built(self) -> Callable[[Any], Any] | None:
         """The handler, ready to be called; None: that failed."""
         work = self._work
-        if work.batch_format == "pandas":
-            importlib.import_module("pandas")  # now, not when the first batch is waited for
+        _warm(work.batch_format)
         if not work.is_class:
             return work.handler
         try:
@@ -355,6 +354,18 @@ class Worker:
             for name, value in changes.items():
                 setattr(self._progress, name, value)
         self._tell(urgent=True)
+
+
+def _warm(batch_format: str) -> None:
+    """Import now what the first batch would be kept waiting for, half a second and more.
+
+    An actor without partitions is there to take over at once; and Arrow imports pandas, if it is
+    installed, with the first column that a handler turns into NumPy.
+    """
+    if batch_format == "pandas":
+        importlib.import_module("pandas")
+    if batch_format != "records":
+        pa.chunked_array([[0]]).to_numpy()
 
 
 def _one_line(error: BaseException) -> str:

@@ -54,7 +54,7 @@ def test_a_sync_that_fails_takes_its_partition_offline_until_it_is_repaired(
     with fail_one_sync(host.pid, segment) as tracer:
         refused(cluster, 1)
         wait_for_reason(cluster, 1, "Input/output error")
-        tracer.terminate()
+        tracer.kill()  # SIGTERM would have it wait for a process that its broker is ending
         tracer.communicate()
     assert reasons(cluster)[0] == ""
     # Neither another host nor another controller forgets it.

@@ -1,5 +1,7 @@
 """One consumer actor's work, without Ray: what is handled, committed, told, and when."""
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -370,3 +372,32 @@ def test_where_an_empty_partition_stands_is_stored() -> None:
     world.reader.at_end = world.worker.stop
     world.run()
     assert world.reader.committed == [7]
+
+
+JOINS = """
+import sys
+from ray_stream.clock import SystemClock
+from ray_stream.cluster.work import work_of
+from ray_stream.cluster.worker import Job, Worker
+from ray_stream.errors import InvalidArgumentError
+
+def join(changed):
+    print("pandas" in sys.modules)
+    raise InvalidArgumentError("seen enough")
+
+work = work_of(print, "t", "g", batch_format=sys.argv[1], max_records=1, constructor_args=(),
+               on_error="stop", options={})
+job = Job(work, join)
+told = lambda **_: 0
+Worker("a", SystemClock(), lambda: job, told, lambda *_: True, lambda *_: None).run()
+"""
+
+
+@pytest.mark.parametrize(("batch_format", "is_there"), [("arrow", True), ("records", False)])
+def test_what_a_handler_of_tables_needs_is_imported_before_the_actor_joins(
+    batch_format: str, *, is_there: bool
+) -> None:
+    pytest.importorskip("pandas")
+    command = [sys.executable, "-c", JOINS, batch_format]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == str(is_there)
