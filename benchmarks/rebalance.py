@@ -27,7 +27,7 @@ from tests.chaos.handlers import noting
 
 RESULTS = Path(__file__).parent / "results"
 PARTITIONS = 6
-EVERY_S = 0.01
+EVERY_S = 0.025
 """A record for each partition."""
 WATCHED_S = 6.0
 PATIENCE_S = 60.0
