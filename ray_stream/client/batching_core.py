@@ -21,6 +21,7 @@ import pyarrow as pa
 from ray_stream.client.partitioner import (
     NO_PARTITION,
     StickyPartitioner,
+    partition_of_key,
     partitions_of_keys,
 )
 from ray_stream.config import PARTITIONS_MAX
@@ -29,12 +30,35 @@ from ray_stream.metadata.commands import TopicMetadata
 from ray_stream.records.arrays import integers, validity
 from ray_stream.records.builder import RecordColumns, build_batch, validate
 from ray_stream.records.header import Buffer, Compression, with_producer
+from ray_stream.records.single import build_single
 from ray_stream.types import NO_EPOCH, NO_PRODUCER_ID, NO_SEQUENCE, RecordMetadata
 
 _WINDOW_ROWS = 16_384
 
 OnDelivery = Callable[[RecordMetadata | None, RayStreamError | None], object]
 """Called once: with where the record stands, or with why it does not."""
+
+
+@dataclass(slots=True)
+class Single:
+    """One record that is sent alone. As `Columns`, but nothing of it is a column."""
+
+    key: bytes | None
+    value: bytes | None
+    partition: int | None
+    """Chosen by the user, or by key."""
+    base_timestamp: int
+    """ms; its own."""
+    created_ms: int
+    generation: int
+    callbacks: list[tuple[int, OnDelivery]]
+
+    count = 1
+    timestamp = None
+
+    def total_bytes(self) -> int:
+        """Key and value; an empty record counts as one."""
+        return len(self.key or b"") + len(self.value or b"") or 1
 
 
 @dataclass(slots=True)
@@ -186,7 +210,11 @@ class Batch:
     )
 
     def __init__(
-        self, topic: TopicMetadata, partition: int, columns: Columns, pieces: list[Buffer]
+        self,
+        topic: TopicMetadata,
+        partition: int,
+        columns: Columns | Single,
+        pieces: list[Buffer],
     ) -> None:
         self.topic = topic.name
         self.topic_id = topic.topic_id
@@ -286,6 +314,25 @@ class Batcher:
                 self._build(topic, partition, part, batches)
         return batches
 
+    def build_single(self, topic: TopicMetadata, record: Single) -> Batch:
+        """The batch of a record that is sent alone.
+
+        Raises:
+            InvalidTimestampError, RecordTooLargeError: as `build_single`.
+        """
+        partition = record.partition
+        if partition is None and record.key is not None:
+            partition = partition_of_key(record.key, len(topic.partitions))
+        if partition is None:
+            partition = self._keyless(topic, record.total_bytes())
+        pieces = build_single(record.key, record.value, record.base_timestamp)
+        return Batch(topic, partition, record, pieces)
+
+    @property
+    def builds_singles(self) -> bool:
+        """Whether records that are sent alone may be built as such."""
+        return self._compression == Compression.NONE
+
     def _build(
         self, topic: TopicMetadata, partition: int, columns: Columns, batches: list[Batch]
     ) -> None:
@@ -314,7 +361,7 @@ class Batcher:
         if count == 1:
             return [(0, columns)]
         if columns.partition is None and columns.key is None:
-            return [(self._keyless(topic, columns), columns)]
+            return [(self._keyless(topic, columns.total_bytes()), columns)]
         chosen = self._chosen(topic, columns, count)
         first = int(chosen[0])
         if (chosen == first).all():
@@ -340,15 +387,15 @@ class Batcher:
             chosen = np.where(columns.partition == NO_PARTITION, chosen, columns.partition)
         keyless = chosen == NO_PARTITION
         if keyless.any():
-            chosen[keyless] = self._keyless(topic, columns)
+            chosen[keyless] = self._keyless(topic, columns.total_bytes())
         return chosen
 
-    def _keyless(self, topic: TopicMetadata, columns: Columns) -> int:
+    def _keyless(self, topic: TopicMetadata, size: int) -> int:
         sticky = self._sticky.get(topic.name)
         if sticky is None:
             sticky = StickyPartitioner(self._batch_size, self._rng)
             self._sticky[topic.name] = sticky
-        return sticky.choose(columns.total_bytes(), lambda: _available(topic))
+        return sticky.choose(size, lambda: _available(topic))
 
 
 def _available(topic: TopicMetadata) -> Sequence[int]:

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ray_stream.client.batching_core import Columns
+from ray_stream.client.batching_core import Columns, Single
 from ray_stream.client.record_checks import BATCH_OVERHEAD_BYTES
 from ray_stream.client.rows import PLAIN, OpenRows, Row, widened
 from ray_stream.clock import Clock
@@ -50,6 +50,10 @@ class Taken(NamedTuple):
         if isinstance(self.records, Columns):
             return self.records.count
         return (self.records.taken or 0) // self.records.width
+
+    def single(self) -> Single | None:
+        """The record, if it is one alone that needs no columns."""
+        return None if isinstance(self.records, Columns) else self.records.single()
 
     def columns(self) -> Columns:
         """The records as columns; made here, if they came one at a time."""

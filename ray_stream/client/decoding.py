@@ -27,6 +27,7 @@ from ray_stream.records.header import (
     BatchHeader,
 )
 from ray_stream.records.reader import decode_columns, to_user_batch
+from ray_stream.records.single import decode_single, is_single
 from ray_stream.serializers import Deserialize, as_deserializer
 from ray_stream.types import Record, TimestampType
 
@@ -174,11 +175,18 @@ class Decoder:
         """
         batch = state.buffer[0]
         header = batch.header
-        stored = _stored_columns(state, batch)
-        offsets, first = _offsets_left(state, batch, stored)
-        left = len(offsets)
-        offsets = offsets[:limit]
-        columns = _columns(header, stored, first, len(offsets))
+        offsets: Sequence[int]
+        single = decode_single(header, batch.payload) if is_single(header) else None
+        if single is not None:
+            # What is buffered lies between the position and the end that is wanted.
+            offsets, columns = [header.base_offset], _alone(header, *single)
+            left = 1
+        else:
+            stored = _stored_columns(state, batch)
+            offsets, first = _offsets_left(state, batch, stored)
+            left = len(offsets)
+            offsets = offsets[:limit]
+            columns = _columns(header, stored, first, len(offsets))
         if self._key is not None or self._value is not None:
             columns, count = self._deserialized(columns, state, offsets)
         else:
@@ -212,6 +220,13 @@ class Decoder:
 
 def _deserializer(chosen: object) -> Deserialize | None:
     return None if chosen is None else as_deserializer(chosen)  # type: ignore[arg-type]
+
+
+def _alone(header: BatchHeader, key: bytes | None, value: bytes | None) -> _Columns:
+    """The only record of a batch."""
+    late = header.is_log_append_time
+    timestamp = header.append_timestamp if late else header.base_timestamp
+    return _Columns([key], [value], repeat(timestamp), repeat(()))
 
 
 def _stored_columns(state: PartitionState, batch: StoredBatch) -> pa.RecordBatch:

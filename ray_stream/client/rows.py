@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ray_stream.client.batching_core import Columns, OnDelivery
+from ray_stream.client.batching_core import Columns, OnDelivery, Single
 from ray_stream.client.partitioner import NO_PARTITION
 from ray_stream.metadata.commands import TopicMetadata
 from ray_stream.types import Headers
@@ -95,6 +95,29 @@ class OpenRows:
         del self.rows[self.taken :]
         return late
 
+    def single(self) -> Single | None:
+        """What was taken, if it is one record that needs no columns."""
+        if self.taken != self.width:
+            return None
+        cells = self.rows[: self.width]
+        if self.width == FULL:
+            key, value, partition, timestamp, headers, callback = cells
+        else:
+            headers = None
+            key, value = cells if self.width == KEYED else (None, *cells)
+            partition = timestamp = callback = None
+        if headers or (key is None and value is None):
+            return None
+        return Single(
+            key,
+            value,
+            partition,
+            self.stamp_ms if timestamp is None else timestamp,
+            self.opened_ms,
+            self.generation or 0,
+            [] if callback is None else [(0, callback)],
+        )
+
     def columns(self) -> Columns:
         """What was taken, as columns."""
         rows = self.rows if len(self.rows) == self.taken else self.rows[: self.taken]
@@ -166,9 +189,11 @@ def _header_column(rows: Sequence[Headers | None]) -> pa.Array:
     )
 
 
-def _add_extras(columns: Columns, rows: Sequence[Any]) -> None:
+def _add_extras(columns: Columns, rows: list[Any]) -> None:
     partitions = rows[2::FULL]
-    if any(partition is not None for partition in partitions):
+    if partitions[0] is not None and partitions.count(partitions[0]) == len(partitions):
+        columns.partition = partitions[0]
+    elif any(partition is not None for partition in partitions):
         columns.partition = np.array(
             [NO_PARTITION if partition is None else partition for partition in partitions], np.int64
         )

@@ -350,17 +350,23 @@ class Sender:
             taken = self.buffer.take()
             if taken is None:
                 return
-            columns = taken.columns()
             try:
-                batches = self._batcher.build(taken.topic, columns)
+                batches = self._built(taken)
             except RayStreamError as error:
-                self._unbuilt(taken, columns, error)
+                self._unbuilt(taken, taken.columns(), error)
                 continue
             self.buffer.taken(taken.granted, sum(batch.record_bytes for batch in batches))
             with self._lock:
-                count = self._unresolved.get(columns.generation, 0)
-                self._unresolved[columns.generation] = count + columns.count
+                for batch in batches:
+                    count = self._unresolved.get(batch.generation, 0)
+                    self._unresolved[batch.generation] = count + batch.record_count
             self._step(BatchesBuilt(batches))
+
+    def _built(self, taken: Taken) -> list[Batch]:
+        single = taken.single() if self._batcher.builds_singles else None
+        if single is not None:
+            return [self._batcher.build_single(taken.topic, single)]
+        return self._batcher.build(taken.topic, taken.columns())
 
     def _drop_sealed(self, error: RayStreamError) -> None:
         while (taken := self.buffer.take()) is not None:

@@ -36,6 +36,7 @@ _PREFIX_BYTES = 8
 _METADATA_V5 = 4
 _RECORD_BATCH = 3
 _OFFSET = struct.Struct("<i")
+_EDGES = struct.Struct("<ii")
 FIXED_WIDTH = {FLAG_TIMESTAMP: 8, FLAG_OFFSET_DELTA: 4}
 _COLUMN_ORDER = (FLAG_KEY, FLAG_VALUE, FLAG_TIMESTAMP, FLAG_HEADERS, FLAG_OFFSET_DELTA)
 _SIZES = {  # (nodes, buffers) of a column: binary, binary, int64, map<string, binary>, int32
@@ -151,6 +152,9 @@ def check_message(payload: Buffer, flags: int, record_count: int) -> None:
     Raises:
         CorruptBatchError: anything differs from the one layout.
     """
+    is_narrow = flags & COLUMN_FLAGS and not flags & COLUMN_FLAGS & ~(FLAG_KEY | FLAG_VALUE)
+    if record_count == 1 and is_narrow and single_cells(payload, flags) is not None:
+        return
     form = _form(flags & COLUMN_FLAGS)
     if not form.columns:
         raise CorruptBatchError("the header names no column, yet there is a payload")
@@ -176,6 +180,44 @@ def check_message(payload: Buffer, flags: int, record_count: int) -> None:
     if encode_metadata(flags, record_count, shape) != bytes(payload[:metadata_bytes]):
         raise CorruptBatchError("the Arrow metadata differs from the one layout of this format")
     _check_edges(memoryview(payload)[metadata_bytes:], shape)
+
+
+@lru_cache(maxsize=1024)
+def single_metadata(flags: int, lengths: tuple[int, ...]) -> bytes:
+    """What stands in front of one row of `key` and `value` without nulls.
+
+    Args:
+        flags: which of the two.
+        lengths: bytes of each.
+    """
+    shape = Shape()
+    for length in lengths:
+        shape.add_binary(1, 0, length)
+    return encode_metadata(flags, 1, shape)
+
+
+def single_cells(payload: Buffer, flags: int) -> list[memoryview] | None:
+    """The cells of a message of one row of `key` and `value`, proven as by `check_message`.
+
+    None: it is no such message, or one with a null, which `check_message` will tell.
+    """
+    form = _form(flags & COLUMN_FLAGS)
+    view = memoryview(payload)
+    cells: list[memoryview] = []
+    position = form.layout.size
+    for _ in form.columns:
+        if position + _EDGES.size > len(view):
+            return None
+        first, length = _EDGES.unpack_from(view, position)
+        position += _EDGES.size
+        if first or not 0 <= length <= len(view) - position:
+            return None
+        cells.append(view[position : position + length])
+        position += padded(length)
+    if position != len(view):
+        return None
+    expected = single_metadata(flags & COLUMN_FLAGS, tuple(map(len, cells)))
+    return cells if view[: form.layout.size] == expected else None
 
 
 def _check_edges(body: memoryview, shape: Shape) -> None:

@@ -169,3 +169,60 @@ def test_much_for_one_partition_is_several_batches() -> None:
     assert max(batch.record_bytes for batch in batches) <= 2_200
     values = [value for batch in batches for _, value, _, _ in decoded(batch)]
     assert values == [b"%0100d" % number for number in range(200)]
+
+
+@given(
+    st.sampled_from([PLAIN, KEYED, FULL]),
+    st.none() | st.binary(max_size=6),
+    st.none() | st.binary(max_size=40),
+    st.none() | st.integers(0, 3),
+    st.none() | st.integers(0, 2**40),
+    st.sampled_from([None, [], [("name", b"value")]]),
+    st.integers(0, 2**32),
+)
+def test_a_record_alone_becomes_the_batch_that_its_columns_would_become(
+    width: int,
+    key: bytes | None,
+    value: bytes | None,
+    partition: int | None,
+    timestamp: int | None,
+    headers: list[tuple[str, bytes]] | None,
+    seed: int,
+) -> None:
+    described = topic(4, 64 * 2**20)
+    rows = OpenRows(described, width, 10**6, 10**6, 5, STAMP)
+    row = (key, value, partition, timestamp, headers, print)
+    rows.rows += row if width == FULL else row[2 - width : 2]
+    rows.generation = 3
+    rows.take()
+    single = rows.single()
+    if headers and width == FULL:
+        assert single is None
+        return
+    if value is None and (key is None or width == PLAIN):
+        assert single is None
+        return
+    assert single is not None
+    batcher = Batcher(1_000, Compression.NONE, random.Random(seed))
+    found = batcher.build_single(described, single)
+    (wanted,) = Batcher(1_000, Compression.NONE, random.Random(seed)).build(
+        described, rows.columns()
+    )
+    assert found.bytes() == wanted.bytes()
+    for name in (
+        "partition",
+        "record_count",
+        "record_bytes",
+        "created_ms",
+        "generation",
+        "callbacks",
+    ):
+        assert getattr(found, name) == getattr(wanted, name), name
+    assert found.timestamp_of(0) == wanted.timestamp_of(0)
+
+
+def test_two_records_are_not_alone() -> None:
+    rows = OpenRows(topic(4, 1_000), PLAIN, 10**6, 10**6, 5, STAMP)
+    rows.rows += (b"a", b"b")
+    rows.take()
+    assert rows.single() is None

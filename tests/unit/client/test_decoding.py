@@ -14,8 +14,10 @@ from tests.unit.client.fake_cluster import restamped, stored
 NAME = TopicPartition("t", 3)
 DENSE = stored([b"10", b"11", b"12", b"13"], 10)
 GAPS = stored([b"11", b"13", b"14"], 10, deltas=[1, 3, 4], last_offset_delta=5)
-OFFSETS = {DENSE: [10, 11, 12, 13], GAPS: [11, 13, 14]}
-BATCHES = [DENSE, GAPS]
+ALONE = stored([b"12"], 12)
+OFFSETS = {DENSE: [10, 11, 12, 13], GAPS: [11, 13, 14], ALONE: [12]}
+BATCHES = [DENSE, GAPS, ALONE]
+NAMES = ["dense", "gaps", "alone"]
 
 
 def state_at(raw: bytes, start: int, end: int | None = None) -> PartitionState:
@@ -38,7 +40,7 @@ def records(state: PartitionState, limit: int) -> list[Record]:
     return got
 
 
-@pytest.mark.parametrize("raw", BATCHES, ids=["dense", "gaps"])
+@pytest.mark.parametrize("raw", BATCHES, ids=NAMES)
 @pytest.mark.parametrize("limit", [1, 2, 100])
 def test_records_are_those_between_position_and_end(raw: bytes, limit: int) -> None:
     for start, end in product(range(10, 16), [None, *range(11, 17)]):
@@ -50,7 +52,7 @@ def test_records_are_those_between_position_and_end(raw: bytes, limit: int) -> N
         assert state.position == max(start, stop if end is None else min(stop, end))
 
 
-@pytest.mark.parametrize("raw", BATCHES, ids=["dense", "gaps"])
+@pytest.mark.parametrize("raw", BATCHES, ids=NAMES)
 @pytest.mark.parametrize("limit", [1, 2, None])
 def test_rows_are_those_between_position_and_end(raw: bytes, limit: int | None) -> None:
     for start, end in product(range(10, 16), [None, *range(11, 17)]):
@@ -65,7 +67,7 @@ def test_rows_are_those_between_position_and_end(raw: bytes, limit: int | None) 
         assert got == wanted
 
 
-@pytest.mark.parametrize("raw", BATCHES, ids=["dense", "gaps"])
+@pytest.mark.parametrize("raw", [DENSE, GAPS], ids=NAMES[:2])
 def test_rows_and_records_take_turns_in_one_batch(raw: bytes) -> None:
     state = state_at(raw, 10)
     rows, position = take_rows(state, 1)
