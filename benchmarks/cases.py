@@ -4,6 +4,7 @@ Owns: every case of `compare`, and topics around each run. Refuses: repeating, j
 """
 
 import itertools
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -294,6 +295,7 @@ def fresh_cases(directory: Path, with_kafka: bool, scale: Scale, *, fsync: bool)
 
     def run(peer: Peer) -> list[float]:
         peer.prepare(directory / f"fresh-{next(NUMBERS)}")
+        os.sync()  # a start waits for the disk, and must not wait for what others left to write
         try:
             booted = _seconds(peer.boot)
             empty = peer.memory()["pss"]
