@@ -221,7 +221,7 @@ class StorageOfflineError(RayStreamError):
 
 
 class StorageFullError(RetriableError):
-    """The disk is full: appends are refused, reads go on."""
+    """The disk is full, or too many files are open: appends are refused, reads go on."""
 
     code = 56
 

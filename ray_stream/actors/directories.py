@@ -219,8 +219,8 @@ class BrokerDirectories:
             holder = locks.read_holder(self._storage, locks.holder_path(path))
             holders.end_orphan(holder, self._holder)
             return
-        locks.write_holder(self._storage, locks.holder_path(path), self._holder)
         self._held[identity.directory_id] = _Held(path, identity, lock)
+        locks.write_holder(self._storage, locks.holder_path(path), self._holder)
 
     def _seen(self, identity: Identity, path: str, *, has_metadata: bool) -> SeenDirectory:
         locked = identity.directory_id in self._held

@@ -47,6 +47,16 @@ class Waiting:
     position: int
     result: ProduceResult
 
+    @property
+    def wants_sync(self) -> bool:
+        """Whether the answer says so; what can be read may not be synced after a change."""
+        return self.result.durability == Durability.FSYNC
+
+    def is_due(self, log: PartitionLog) -> bool:
+        """Whether the answer may be given."""
+        end_offset = log.synced_end if self.wants_sync else log.readable_end
+        return self.end_offset <= end_offset
+
 
 @dataclass(slots=True)
 class ParkedFetch:

@@ -4,6 +4,7 @@ Owns: the thread and the wiring. Refuses: everything else (`PartitionHost`, `Par
 """
 
 import asyncio
+import logging
 import os
 import resource
 from collections.abc import Mapping
@@ -44,6 +45,8 @@ from ray_stream.rpc.hosting import (
 )
 from ray_stream.rpc.messages import FetchRequest, ListOffsetsRequest, ProduceRequest
 from ray_stream.rpc.services import Reply
+
+LOG = logging.getLogger(__name__)
 
 
 class PartitionShell:
@@ -174,7 +177,11 @@ class PartitionActor:
             end_orphan(holder, self._holder)
             raise in_use(f"{root}/{name}", holder)
         if storage.exists(f"{root}/{name}"):
-            locks.write_holder(storage, note, self._holder)
+            try:
+                locks.write_holder(storage, note, self._holder)
+            except BaseException:
+                lock.release()
+                raise
         return lock
 
     def _prepare(self, request: PreparePartitions, reply: Reply[PartitionsPrepared]) -> None:
@@ -185,7 +192,11 @@ class PartitionActor:
                 if spec.never_led and (spec.topic_id, spec.partition) in self._host.partitions:
                     root = request.directories[spec.directory_id]
                     name = partition_name(spec.topic_id, spec.partition)
-                    locks.write_holder(self._storage, locks.holder_path(root, name), self._holder)
+                    try:
+                        note = locks.holder_path(root, name)
+                        locks.write_holder(self._storage, note, self._holder)
+                    except RayStreamError as refused:  # it is locked; only messages read the note
+                        LOG.warning("%s/%s: who holds it is not noted: %s", root, name, refused)
             reply(answer)
 
         self._control.prepare(request, prepared)
@@ -207,6 +218,9 @@ PartitionActorClass = ray.remote(PartitionActor)
 
 
 def _open_logs_max() -> int:
-    """A quarter of the descriptors: sockets and Ray need some, and a sync opens its own."""
+    """An eighth of the descriptors, so a quarter while syncs are under way.
+
+    Sockets may have a half; Ray, readers and syncs need some.
+    """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(64, soft // 4)
+    return max(64, soft // 8)

@@ -4,14 +4,14 @@ Owns: the order in which a partition comes up and goes down (`rpc.hosting`), its
 checkpoint is due. Refuses: requests of clients (`PartitionHost`), deciding what to serve.
 """
 
-import contextlib
+import logging
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 from ray_stream.actors.hosted import Hosted, log_options
 from ray_stream.actors.partition_host import PartitionHost
 from ray_stream.clock import Clock
-from ray_stream.errors import RayStreamError, StorageFullError, StorageOfflineError
+from ray_stream.errors import RayStreamError, StorageOfflineError
 from ray_stream.log import directory
 from ray_stream.log.partition_log import PartitionLog, delete_log
 from ray_stream.log.storage import Lock, Storage
@@ -27,6 +27,7 @@ from ray_stream.rpc.hosting import (
 )
 from ray_stream.rpc.services import Reply
 
+LOG = logging.getLogger(__name__)
 RECOVERY_BYTES = 64 * 1024 * 1024
 """What is written behind all checkpoints of a host, and read again after a crash, is about this."""
 CHECKPOINTS_AT_ONCE = 2
@@ -192,7 +193,7 @@ class PartitionControl:
             nonlocal missing
             missing -= 1
             if missing == 0:
-                reply(PartitionsLed([_served(hosted, "") for hosted, _ in changed]))
+                reply(PartitionsLed([_served(one, one.log.offline) for one, _ in changed]))
 
         for hosted, spec in changed:
             hosted.spec = spec
@@ -207,13 +208,15 @@ class PartitionControl:
             if hosted is not None:
                 hosted.leading = False
                 self._host.dismiss(hosted)
-                hosted.log.close()
-                hosted.lock.release()
-        if request.delete:
-            for topic_id, number, directory_id in request.placed:
+                _close(hosted)
+        try:
+            for topic_id, number, directory_id in request.placed if request.delete else ():
                 root = request.directories[directory_id]
                 delete_log(self._storage, directory.partition_path(root, topic_id, number))
-        reply(PartitionsReleased(list(request.partitions)))
+        except RayStreamError as refused:
+            reply(refused)  # the broker asks again
+        else:
+            reply(PartitionsReleased(list(request.partitions)))
 
     def served(self) -> list[PartitionServed]:
         """What is led here."""
@@ -276,13 +279,19 @@ def _served(hosted: Hosted, reason: str) -> PartitionServed:
 
 def _checkpoint(hosted: Hosted) -> None:
     synced_end = hosted.log.synced_end
-    if hosted.checkpointed_end != synced_end:
-        # A full disk costs the next opening some time, and nothing else: tried again.
-        with contextlib.suppress(StorageFullError):
+    if hosted.checkpointed_end != synced_end or hosted.log.checkpoint_due:
+        try:
             hosted.log.checkpoint()
             hosted.checkpointed_end = synced_end
+        except RayStreamError as refused:
+            LOG.warning("%s keeps its old checkpoint, tried again later: %s", hosted.name, refused)
 
 
 def _close(hosted: Hosted) -> None:
-    hosted.log.close()
-    hosted.lock.release()
+    """Give back everything, also where the disk refuses to have the log closed in order."""
+    try:
+        hosted.log.close()
+    except RayStreamError as refused:
+        LOG.warning("%s is recovered when it is opened next: %s", hosted.name, refused)
+    finally:
+        hosted.lock.release()

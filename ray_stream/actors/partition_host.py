@@ -56,6 +56,11 @@ from ray_stream.types import Durability
 ACKS_NONE = 0
 OPEN_LOGS_MAX = 1024
 """Logs with open files, where the limit of the process does not say otherwise."""
+UNSYNCED_SEGMENTS_MAX = 8
+"""Of one log. Until they are synced they stay open: were one closed, nobody might be told that the
+kernel could not write it."""
+FETCH_BYTES_MAX = 64 * 1024 * 1024
+"""Of one answer, whatever is asked for."""
 FETCH_WAIT_MS_MAX = 300_000
 """The longest that `fetch_max_wait_ms` may be: what a peer that is gone has left ends then."""
 
@@ -151,6 +156,10 @@ class PartitionHost:
             if hosted.staged:
                 self._append_staged(hosted)
                 self._open_logs.used(_key_of(hosted), hosted.log)
+                if hosted.log.unsynced_segments > UNSYNCED_SEGMENTS_MAX:
+                    self._rest_now(hosted)
+                elif hosted.log.unsynced_segments:
+                    self.sync_in_background(hosted)
                 self._make_room()
             self._advance(hosted)
         for key in self._open_logs.rest():
@@ -159,10 +168,11 @@ class PartitionHost:
     def _make_room(self) -> None:
         """Sync and close one here, should so many wait for syncs with their files open."""
         key = self._open_logs.crowding()
-        if key is None:
-            return
-        self._open_logs.forget(key)
-        hosted = self._partitions[key]
+        if key is not None:
+            self._rest_now(self._partitions[key])
+
+    def _rest_now(self, hosted: Hosted) -> None:
+        self._open_logs.forget(_key_of(hosted))
         try:
             hosted.log.rest(sync=True)
         except StorageOfflineError:
@@ -265,24 +275,21 @@ class PartitionHost:
     def _advance(self, hosted: Hosted) -> None:
         """Start a sync where one is due, and answer what the readable end has passed."""
         self._start_sync(hosted)
-        readable = hosted.log.readable_end
-        if hosted.waiting:
-            due = [one for one in hosted.waiting if one.end_offset <= readable]
-            if due:
-                hosted.waiting = [one for one in hosted.waiting if one.end_offset > readable]
-                for one in due:
-                    one.pending.settle(one.position, one.result)
-        while hosted.altered and hosted.altered[0][0] <= hosted.log.synced_end:
+        log = hosted.log
+        due = [one for one in hosted.waiting if one.is_due(log)]
+        if due:
+            hosted.waiting = [one for one in hosted.waiting if not one.is_due(log)]
+            for one in due:
+                one.pending.settle(one.position, one.result)
+        while hosted.altered and (log.offline or hosted.altered[0][0] <= log.synced_end):
             hosted.altered.pop(0)[1]()
         for fetch in list(hosted.parked.values()):
             self._try_fetch(fetch, expired=False)
 
     def _start_sync(self, hosted: Hosted) -> None:
-        if Durability(hosted.spec.config.durability) is not Durability.FSYNC and not hosted.altered:
-            return
-        job = hosted.log.sync_job()
-        if job is not None:
-            self._syncer(job, lambda error: self._sync_ended(hosted, job, error))
+        is_wanted = Durability(hosted.spec.config.durability) is Durability.FSYNC or hosted.altered
+        if is_wanted or any(one.wants_sync for one in hosted.waiting):
+            self.sync_in_background(hosted)
 
     def _sync_ended(self, hosted: Hosted, job: SyncJob, error: StorageError | None) -> None:
         if self._partitions.get(_key_of(hosted)) is not hosted:
@@ -324,13 +331,16 @@ class PartitionHost:
     def _try_fetch(self, fetch: ParkedFetch, *, expired: bool) -> bool:
         """Answer if there is an error, enough bytes, or no time left; say whether it was."""
         request = fetch.request
+        in_place = bool(self._boot_id) and request.boot_id == self._boot_id
+        if not (expired or in_place or request.min_bytes <= 1 or self._may_be_enough(request)):
+            return False
         results: list[FetchResult] = []
         batches: list[Buffer] = []
         got = 0
         failed = False
+        bytes_max = min(request.max_bytes, FETCH_BYTES_MAX)
         for address in request.partitions:
-            in_place = bool(self._boot_id) and request.boot_id == self._boot_id
-            result, buffers, length = self._read(address, request.max_bytes - got, in_place)
+            result, buffers, length = self._read(address, bytes_max - got, in_place)
             results.append(result)
             batches += buffers
             got += length
@@ -340,6 +350,16 @@ class PartitionHost:
         self._unpark(fetch)
         fetch.reply(FetchResponse(results, batches))
         return True
+
+    def _may_be_enough(self, request: FetchRequest) -> bool:
+        """Whether to read at all: otherwise each append would have all of it read again."""
+        got = 0
+        for address in request.partitions:
+            result, buffers, length = self._read(address, FETCH_BYTES_MAX, in_place=True)
+            got += length
+            if result.error is not None or buffers or got >= request.min_bytes:
+                return True
+        return False
 
     def _read(
         self, address: FetchPartition, bytes_left: int, in_place: bool

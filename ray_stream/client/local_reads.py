@@ -14,7 +14,12 @@ from typing import TypeVar
 
 import msgspec
 
-from ray_stream.errors import CorruptBatchError, LeaderNotAvailableError, StorageError
+from ray_stream.errors import (
+    CorruptBatchError,
+    LeaderNotAvailableError,
+    StorageError,
+    StorageFullError,
+)
 from ray_stream.log.buffers import read_view
 from ray_stream.log.storage import File, Storage
 from ray_stream.records.batch import check_payload_checksum
@@ -60,7 +65,7 @@ class LocalReader:
             return answer
         try:
             return self._resolved(answer)
-        except (_SurpriseError, StorageError, FileNotFoundError) as surprise:
+        except (_SurpriseError, StorageError, StorageFullError, FileNotFoundError) as surprise:
             LOG.info("the files of %s are not read here: %s", host, surprise)
             self._remote[host] = None
             return LeaderNotAvailableError(f"its files cannot be read here: {surprise}")

@@ -34,12 +34,7 @@ from ray_stream.log.layout import create_log, delete_log
 from ray_stream.log.offline import read_marker
 from ray_stream.log.options import LogOptions
 from ray_stream.log.reader import ReadResult
-from ray_stream.log.recovery import (
-    Recovered,
-    RecoveryReport,
-    open_offline,
-    recover,
-)
+from ray_stream.log.recovery import Recovered, RecoveryReport, open_offline, recover
 from ray_stream.log.state import LogState
 from ray_stream.log.storage import Buffer, Storage
 from ray_stream.log.sync import SyncJob
@@ -137,6 +132,11 @@ class PartitionLog:
         return self._log.epochs.claimed
 
     @property
+    def unsynced_segments(self) -> int:
+        """Sealed segments that are not durable yet, and so open."""
+        return self._log.syncs.unsynced_segments
+
+    @property
     def offline(self) -> str:
         """Why nothing can be appended; empty when it can."""
         return self._log.offline
@@ -165,7 +165,7 @@ class PartitionLog:
 
         Raises:
             FencedLeaderEpochError: the epoch is not above every one before.
-            StorageError: it could not be recorded; nothing changed.
+            StorageError, StorageFullError: it could not be recorded; nothing changed.
         """
         epochs = self._log.epochs.copy()
         epochs.begin(leader_epoch, self._log.end.offset)
@@ -173,7 +173,7 @@ class PartitionLog:
         self._log.epochs, self._log.epoch_needed = epochs, False
         try:
             self._log.write_checkpoint()
-        except StorageError:
+        except (StorageError, StorageFullError):
             self._log.epochs, self._log.epoch_needed = before, needed
             raise
 
@@ -252,6 +252,8 @@ class PartitionLog:
             try:
                 # A part of the write may be on the disk, and a power loss could bring it back.
                 self._log.active.writing().sync()
+            except StorageFullError:
+                pass  # it could not be opened, now or before: nothing was written
             except StorageError as lost:
                 self._log.sync_lost(lost)
         except StorageError as error:
@@ -392,7 +394,7 @@ class PartitionLog:
             raise self._log.offline_error()
         try:
             trim.truncate(self._log, offset, now_ms=now_ms)
-        except StorageError as error:
+        except (StorageError, StorageFullError) as error:
             self._log.go_offline(f"a truncation failed: {error}")
             raise self._log.offline_error() from error
 

@@ -107,7 +107,13 @@ def recover(
     recovery = _Recovery(storage, directory, options, checkpoint, boot_id, now_ms)
     if recovery.ends_at_checkpoint(segments):
         return recovery.resume(segments, left)
-    return recovery.scan(segments, left)
+    opened = [*segments]
+    try:
+        return recovery.scan(segments, left)
+    except BaseException:
+        for segment in opened:
+            segment.close()
+        raise
 
 
 def open_offline(storage: Storage, directory: str, marker: OfflineMarker) -> Recovered:

@@ -128,13 +128,13 @@ class LogState:
         """Make everything durable; raises `StorageOfflineError`, then the log is offline."""
         try:
             self.syncs.sync_now(self.active, self.end)
-        except StorageError as error:
+        except (StorageError, StorageFullError) as error:
             self.sync_lost(error)
             raise self.offline_error() from error
 
     def rest(self) -> bool:
         """As `PartitionLog.rest`, without a sync."""
-        if self.syncs.place != self.end or self.syncs.keeps_files:
+        if self.syncs.place != self.end or self.syncs.unsynced_segments:
             return False
         self.active.close()
         return True
@@ -205,7 +205,7 @@ class LogState:
         self.offline = reason
         return self.offline_error()
 
-    def sync_lost(self, error: StorageError) -> RayStreamError:
+    def sync_lost(self, error: RayStreamError) -> RayStreamError:
         """Until it is repaired: what is behind the durable place may look good and be gone."""
         readable = self.readable_end
         offline = self.go_offline(f"a sync failed: {error}")

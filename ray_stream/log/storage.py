@@ -34,6 +34,7 @@ _FLOCK = struct.Struct("hhqqi4x")
 _F_OFD_SETLK = getattr(fcntl, "F_OFD_SETLK", 37)
 _BUFFERS_PER_WRITE = 1024
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_TOO_MANY_OPEN = {errno.EMFILE, errno.ENFILE}
 
 
 class File(Protocol):
@@ -455,4 +456,9 @@ def _translated(error: OSError, action: str, path: str) -> StorageError | Storag
     message = f"{action} of {path} failed: {error.strerror or error}"
     if error.errno in _FULL:
         return StorageFullError(f"{message}; free some space, appends go on by themselves then")
+    if error.errno in _TOO_MANY_OPEN:
+        return StorageFullError(
+            f"{message}; raise the limit of open files (`ulimit -n`), or have fewer partitions on "
+            "this node; what was refused can be tried again"
+        )
     return StorageError(message)

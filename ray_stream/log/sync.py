@@ -10,7 +10,7 @@ and the kernel reports a failed write-back once to each descriptor that was open
 first one that is opened later.
 """
 
-from ray_stream.errors import StorageError
+from ray_stream.errors import StorageError, StorageFullError
 from ray_stream.log.checkpoint import Place
 from ray_stream.log.segment import Segment
 from ray_stream.log.storage import Storage
@@ -80,6 +80,8 @@ class SyncJob:
             if self._cancelled:
                 return
             raise StorageError(f"{path} is gone, its bytes cannot be synced") from None
+        except StorageFullError as error:
+            raise StorageError(str(error)) from error
         try:
             file.sync()
         finally:
@@ -115,9 +117,9 @@ class SyncState:
         """A sync failed: what is behind `place` may look good and be gone."""
 
     @property
-    def keeps_files(self) -> bool:
-        """Whether a sealed segment is not durable yet, and so open."""
-        return bool(self._unsynced)
+    def unsynced_segments(self) -> int:
+        """Sealed segments that are not durable yet, and so open."""
+        return len(self._unsynced)
 
     def rolled(self, old: Segment, end: Place) -> None:
         """`old` was sealed, and a new segment begins at `end`."""

@@ -7,7 +7,7 @@ go and that is synced; then epochs and producers are rolled back. Log start: syn
 checkpoint, then the files may go (STORAGE section 3).
 """
 
-from ray_stream.errors import InvalidArgumentError, StorageError
+from ray_stream.errors import InvalidArgumentError, StorageError, StorageFullError
 from ray_stream.log.checkpoint import Place
 from ray_stream.log.frames import Damage
 from ray_stream.log.layout import split_left, write_snapshot
@@ -75,7 +75,7 @@ def advance_start(log: LogState, offset: int) -> None:
         if offset == log.end.offset and log.active.size:
             log.roll(None)
         log.write_checkpoint()
-    except StorageError:
+    except (StorageError, StorageFullError):
         log.start = before
         raise
     log.epochs.advance(offset)

@@ -372,7 +372,7 @@ class MemoryFile:
 
     def write(self, buffers: Sequence[Buffer], position: int) -> None:
         """All of the buffers, or none."""
-        old = len(self._content(changing=True))
+        old = len(self._content(changing=bool(buffers)))
         data = b"".join(buffers)
         if not data:
             return

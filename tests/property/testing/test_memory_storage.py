@@ -41,7 +41,7 @@ class TwoStorages(RuleBasedStateMachine):
         self.both: tuple[Storage, Storage] = (DiskStorage(), MemoryStorage())
         self.both[1].make_directory(self.root)
         self.files: dict[int, tuple[File, File]] = {}
-        self.locks: dict[int, tuple[Lock, Lock]] = {}
+        self.locks: dict[int, tuple[str, Lock, Lock]] = {}
 
     def teardown(self) -> None:
         for slot in list(self.files):
@@ -122,25 +122,30 @@ class TwoStorages(RuleBasedStateMachine):
     def sync_directory(self, path: str) -> None:
         self.same(lambda s: s.sync_directory(f"{self.root}/{path}"))
 
+    def is_locked(self, path: str) -> bool:
+        """Whether a lock lies there, or below: nobody may take such a file away."""
+        return any(f"{held}/".startswith(f"{path}/") for held, _, _ in self.locks.values())
+
     @rule(path=paths)
     def unlink(self, path: str) -> None:
-        self.same(lambda s: s.unlink(f"{self.root}/{path}"))
+        if not self.is_locked(path):
+            self.same(lambda s: s.unlink(f"{self.root}/{path}"))
 
     @rule(path=paths, new=names)
     def rename(self, path: str, new: str) -> None:
-        source = f"{self.root}/{path}"
-        beside = f"{source.rpartition('/')[0]}/{new}"
-        self.same(lambda s: s.rename(source, beside))
+        beside = f"{path.rpartition('/')[0]}/{new}".removeprefix("/")
+        if not (self.is_locked(path) or self.is_locked(beside)):
+            self.same(lambda s: s.rename(f"{self.root}/{path}", f"{self.root}/{beside}"))
 
     @rule(path=paths, position=st.integers(0, 2), slot=slots)
     def lock(self, path: str, position: int, slot: int) -> None:
         if pair := self.same_handles(lambda s: s.lock(f"{self.root}/{path}", position)):
             self.release(slot)
-            self.locks[slot] = pair
+            self.locks[slot] = (path, *pair)
 
     @rule(slot=slots)
     def release(self, slot: int) -> None:
-        for lock in self.locks.pop(slot, ()):
+        for lock in self.locks.pop(slot, ())[1:]:
             lock.release()
             lock.release()
 

@@ -1,7 +1,9 @@
 """Thousands of partitions: few descriptors, no lock dropped, nothing closed that is not synced."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+import os
+import resource
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,17 @@ from ray_stream.actors.partition_host import PartitionHost
 from ray_stream.clock import SystemClock
 from ray_stream.config import TopicConfig
 from ray_stream.log import locks
-from ray_stream.log.partition_log import SyncJob
-from ray_stream.log.storage import DiskStorage, Lock, Storage
+from ray_stream.log.partition_log import PartitionLog, SyncJob
+from ray_stream.log.storage import DiskFile, DiskStorage, File, Lock, Storage
 from ray_stream.metadata.commands import AssignedPartition
 from ray_stream.records.batch import split_batches
 from ray_stream.records.builder import RecordColumns, build_batch
 from ray_stream.records.reader import decode_columns
 from ray_stream.rpc.hosting import LeadPartitions, PreparePartitions, ReleasePartitions
 from ray_stream.rpc.messages import FetchPartition, FetchRequest, ProducePartition, ProduceRequest
+from ray_stream.testing.batches import batch_of, log_options
 
+SMALL = TopicConfig(durability="replicated", segment_bytes=64 * 1024)
 TOPIC = "b" * 32
 PARTITIONS = 60
 OPEN_MAX = 8
@@ -180,3 +184,85 @@ def test_a_storage_refuses_the_byte_that_it_holds_itself(tmp_path: Path) -> None
     again = storage.lock(f"{tmp_path}/lock", 7)
     assert again is not None
     again.release()
+
+
+# --- many segments of one log --------------------------------------------------------------------
+
+
+def test_small_segments_of_a_replicated_topic_need_few_descriptors(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, SMALL)
+    for _ in range(100):
+        rig.produce([0], b"x" * 60_000)
+        assert open_files(tmp_path, ".log") <= 2 * OPEN_MAX
+    assert rig.held, "as a rule they are synced in the background"
+
+
+def test_small_segments_do_not_take_a_log_offline_where_descriptors_are_few(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, SMALL)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = len(list(Path("/proc/self/fd").iterdir()))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 4 * OPEN_MAX, hard))
+    try:
+        for _ in range(8 * OPEN_MAX):
+            (answer,) = rig.produce([0], b"x" * 60_000)
+            assert answer.results[0].error is None
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+# --- no descriptor left --------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def no_descriptor_left() -> Iterator[None]:
+    """The process may open nothing meanwhile."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_moment_without_descriptors_takes_no_log_offline(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, TopicConfig(durability="replicated"))
+    rig.produce([0], b"before")
+    log = rig.host.partitions[TOPIC, 0].log
+    log.rest(sync=True)
+    with no_descriptor_left():
+        (answer,) = rig.produce([0], b"refused")
+    assert answer.results[0].error.name == "StorageFullError"
+    assert "ulimit -n" in str(answer.results[0].error.to_error())
+    assert not log.offline
+    rig.produce([0], b"behind")
+    assert rig.values(0) == [b"before", b"behind"]
+
+
+class UnreadableSegments(DiskStorage):
+    """Reads of segments are refused, as by a bad sector."""
+
+    class Unreadable(DiskFile):
+        def read(self, length: int, position: int) -> bytes:
+            raise errors.StorageError(f"read {length} at {position}: Input/output error")
+
+        def read_into(self, buffer: memoryview, position: int) -> int:
+            raise errors.StorageError(f"read {len(buffer)} at {position}: Input/output error")
+
+    def _open(self, path: str, flags: int) -> File:
+        file = super()._open(path, flags)
+        if not path.endswith(".log"):
+            return file
+        file.close()
+        return self.Unreadable(os.open(path, flags, 0o600), path)
+
+
+def test_a_log_that_cannot_be_opened_leaves_no_descriptor_open(tmp_path: Path) -> None:
+    path = f"{tmp_path}/log"
+    log = PartitionLog.create(DiskStorage(), path, log_options(), boot_id="boot", now_ms=1)
+    log.begin_epoch(0)
+    log.append([batch_of([b"a"])], leader_epoch=0, now_ms=1)
+    log.rest(sync=True)
+    for _ in range(5):
+        with pytest.raises(errors.StorageError):
+            PartitionLog.open(UnreadableSegments(), path, log_options(), boot_id="boot", now_ms=1)
+    assert open_files(tmp_path, ".log") == 0

@@ -14,6 +14,7 @@ from ray_stream.actors.partition_host import PartitionHost
 from ray_stream.config import TopicConfig
 from ray_stream.log import directory, locks
 from ray_stream.log.partition_log import SyncJob
+from ray_stream.log.reader import LogReader, ReadResult
 from ray_stream.log.storage import DiskStorage, Lock, Storage
 from ray_stream.metadata.commands import AssignedPartition
 from ray_stream.records.batch import split_batches
@@ -435,3 +436,29 @@ def test_what_was_taken_in_under_an_epoch_is_not_appended_in_the_next(rig: Rig) 
     rig.host.end_turn()
     assert answers[0].results[0].error.name == "FencedLeaderEpochError"
     assert rig.host.partitions[TOPIC, 0].log.written_end == 0
+
+
+def test_a_fetch_that_waits_for_many_bytes_is_read_for_when_they_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = Rig(tmp_path, TopicConfig(durability="replicated"))
+    rig.prepare()
+    rig.lead(0)
+    read_bytes = 0
+    read = LogReader.read
+
+    def counted(log: LogReader, offset: int, **how: int) -> ReadResult:
+        nonlocal read_bytes
+        result = read(log, offset, **how)  # type: ignore[arg-type]
+        read_bytes += sum(map(len, result.batches))
+        return result
+
+    monkeypatch.setattr(LogReader, "read", counted)
+    answers = rig.fetch(0, wait_ms=60_000, min_bytes=300_000)
+    for _ in range(29):
+        rig.produce(b"x" * 10_000)
+        assert answers == []
+    rig.produce(b"x" * 10_000)
+    got = sum(map(len, answers[0].batches))
+    assert got >= 300_000
+    assert read_bytes == got
