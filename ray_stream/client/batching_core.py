@@ -287,6 +287,7 @@ class Batcher:
         self._compression = compression
         self._rng = rng
         self._sticky: dict[str, StickyPartitioner] = {}
+        """By topic id: one that is made anew may have fewer partitions."""
 
     def build(self, topic: TopicMetadata, columns: Columns) -> list[Batch]:
         """The batches that hold these rows, in the order of first rows and then partitions.
@@ -391,10 +392,10 @@ class Batcher:
         return chosen
 
     def _keyless(self, topic: TopicMetadata, size: int) -> int:
-        sticky = self._sticky.get(topic.name)
+        sticky = self._sticky.get(topic.topic_id)
         if sticky is None:
             sticky = StickyPartitioner(self._batch_size, self._rng)
-            self._sticky[topic.name] = sticky
+            self._sticky[topic.topic_id] = sticky
         return sticky.choose(size, lambda: _available(topic))
 
 

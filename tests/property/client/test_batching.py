@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from ray_stream.client import batching_core
 from ray_stream.client.batching_core import Batch, Batcher, Columns
@@ -226,3 +227,20 @@ def test_two_records_are_not_alone() -> None:
     rows.rows += (b"a", b"b")
     rows.take()
     assert rows.single() is None
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_topic_made_anew_with_fewer_partitions_gets_no_record_for_another(alone: bool) -> None:
+    for seed in range(20):
+        batcher = Batcher(1_000_000, Compression.NONE, random.Random(seed))
+        for described in (topic(50, 10_000), structs.replace(topic(2, 10_000), topic_id="new")):
+            rows = OpenRows(described, PLAIN, 1_000, 1_000, 0, 0)
+            rows.rows += [b"value"]
+            rows.take()
+            single = rows.single()
+            assert single is not None
+            if alone:
+                batch = batcher.build_single(described, single)
+            else:
+                (batch,) = batcher.build(described, rows.columns())
+            assert batch.partition < len(described.partitions)
