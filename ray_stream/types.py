@@ -245,6 +245,10 @@ class ConsumerGroupStatus:
 
 
 StartPosition = (
-    Literal["earliest", "latest"] | int | datetime | Mapping[int, "int | datetime | str"]
+    Literal["earliest", "latest"]
+    | int
+    | datetime
+    | Mapping[int, "int | datetime | str"]
+    | Mapping[TopicPartition, "int | datetime | str"]
 )
-"""Every "where to start" argument; a mapping gives one for each partition."""
+"""Every "where to start" argument; a mapping gives one for each partition, by number or name."""

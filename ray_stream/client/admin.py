@@ -52,7 +52,7 @@ class Admin:
         *,
         exist_ok: bool = False,
         dedicated: bool = False,
-        timeout: float = DEFAULT_TIMEOUT_S,
+        timeout: float | None = DEFAULT_TIMEOUT_S,
         **config: Any,  # noqa: ANN401 - checked against `TopicConfig`, with errors that name it
     ) -> None:
         """Make a topic; returns when every partition is served.
@@ -95,14 +95,16 @@ class Admin:
             what=f"creating topic {name!r}",
         )
 
-    def topics(self, *, timeout: float = DEFAULT_TIMEOUT_S) -> list[str]:
+    def topics(self, *, timeout: float | None = DEFAULT_TIMEOUT_S) -> list[str]:
         """The names of all topics but internal ones, sorted."""
         lookups = self._lookups()
         lookups.refresh(None, Deadline(self._clock, timeout))
         names = lookups.directory.names()
         return [name for name in names if not name.startswith(INTERNAL_PREFIX)]
 
-    def describe_topic(self, name: str, *, timeout: float = DEFAULT_TIMEOUT_S) -> TopicDescription:
+    def describe_topic(
+        self, name: str, *, timeout: float | None = DEFAULT_TIMEOUT_S
+    ) -> TopicDescription:
         """One topic, where its partitions are served, and their offsets.
 
         Args:
@@ -156,7 +158,7 @@ class Admin:
         name: str,
         partitions: int | None = None,
         *,
-        timeout: float = DEFAULT_TIMEOUT_S,
+        timeout: float | None = DEFAULT_TIMEOUT_S,
         **config: Any,  # noqa: ANN401 - checked against `TopicConfig`, with errors that name it
     ) -> None:
         """Give a topic more partitions, other settings, or both; returns when they hold.
@@ -203,7 +205,7 @@ class Admin:
             else:
                 return
 
-    def delete_topic(self, name: str, *, timeout: float = DEFAULT_TIMEOUT_S) -> None:
+    def delete_topic(self, name: str, *, timeout: float | None = DEFAULT_TIMEOUT_S) -> None:
         """Delete a topic with all its records; returns when no partition of it is served any more.
 
         Raises:

@@ -25,6 +25,8 @@ from ray_stream.metadata.commands import TopicMetadata
 
 OPEN_PART = 8
 """The open batch of a topic is at most such a part of `buffer_memory`."""
+OPEN_BYTES_MAX = 1 << 30
+"""And never more: the offsets of an Arrow column end at 2 GiB."""
 BACKLOG_LINGER_MS = 25
 """While batches of a topic wait to be sent anyway, its open batch grows for so long."""
 
@@ -97,6 +99,8 @@ class SendBuffer:
         """The last part of `_used`."""
         self._building = 0
         """Bytes set aside for what the sender took and has not built yet; also in `_used`."""
+        self._being_built: OpenRows | SealedColumns | None = None
+        """What that is: until it is built, and counted by the sender, it is counted here."""
         self._generation = 0
 
     # --- callers -----------------------------------------------------------------------------
@@ -125,13 +129,16 @@ class SendBuffer:
         if at_once or opened or topic.name not in self.open:
             self._wake()
 
-    def put_columns(self, topic: TopicMetadata, columns: Columns, part_bytes: int) -> None:
+    def put_columns(
+        self, topic: TopicMetadata, columns: Columns, part_bytes: int, before: int = 0
+    ) -> None:
         """Accept many records, part by part as there is room.
 
         Args:
             topic: where they go.
             columns: the records; their time of creation is set here.
             part_bytes: about the size of a part.
+            before: rows of the same call that were accepted before these.
 
         Raises:
             BufferFullError: no part was accepted for `max_block_ms`; says how many rows were.
@@ -141,7 +148,7 @@ class SendBuffer:
         while start < columns.count:
             stop, size = columns.run_of_bytes(start, part_bytes)
             part = columns.slice(start, stop)
-            self._put_part(topic, part, size, f"rows from {start} on")
+            self._put_part(topic, part, size, f"rows from {before + start} on")
             self._wake()
             start = stop
 
@@ -214,13 +221,13 @@ class SendBuffer:
             while self._sealed:
                 item = self._sealed.popleft()
                 if isinstance(item, SealedColumns):
-                    self._building = item.granted
+                    self._building, self._being_built = item.granted, item
                     return Taken(item.topic, item.columns, item.granted)
                 if self.open.get(item.topic.name) is item:
                     del self.open[item.topic.name]
                 if item.taken is None:  # sealed twice, when a caller was interrupted
                     item.take()
-                    self._building = item.granted
+                    self._building, self._being_built = item.granted, item
                     return Taken(item.topic, item, item.granted)
             return None
 
@@ -229,7 +236,7 @@ class SendBuffer:
         with self._lock:
             self._used += size - granted
             self._taken += size
-            self._building = 0
+            self._building, self._being_built = 0, None
 
     def release(self, size: int) -> None:
         """So many bytes of records are resolved."""
@@ -258,6 +265,8 @@ class SendBuffer:
         with self._lock:
             count = 0
             items = {id(item): item for item in self._sealed}
+            if self._being_built is not None:
+                items[id(self._being_built)] = self._being_built
             if generation is None:
                 items |= {id(rows): rows for rows in self.open.values()}
             for item in items.values():
@@ -337,7 +346,7 @@ class SendBuffer:
         full_at = min(config.batch_size, record_max)
         if width != PLAIN:  # these are shared out among the partitions
             many = min(config.batch_size * len(topic.partitions), config.buffer_memory // OPEN_PART)
-            full_at = max(full_at, many)
+            full_at = max(full_at, min(many, OPEN_BYTES_MAX))
         return OpenRows(topic, width, full_at, record_max, clock.monotonic_ms(), clock.now_ms())
 
     def _grant(self, rows: OpenRows) -> None:

@@ -27,7 +27,7 @@ from ray_stream.rpc.services import Reply
 RequestT = TypeVar("RequestT")
 AnswerT = TypeVar("AnswerT")
 
-TIMEOUT_MAX_S = 10 * 365 * 24 * 3600
+TIMEOUT_MAX_S = 10.0 * 365 * 24 * 3600
 _SLICE_MS = 200
 """No single wait is longer: the clock that counts is the caller's, not the lock's."""
 _BACKOFF_MS = 50
@@ -37,18 +37,18 @@ _BACKOFF_MAX_MS = 1_000
 class Deadline:
     """The moment at which a call gives up."""
 
-    def __init__(self, clock: Clock, timeout_s: float) -> None:
+    def __init__(self, clock: Clock, timeout_s: float | None) -> None:
         """Start counting.
 
         Args:
             clock: whose monotonic time counts.
-            timeout_s: seconds from now, 0 or more.
+            timeout_s: seconds from now, 0 or more; None: it never comes.
 
         Raises:
             InvalidArgumentError: not a number of seconds.
         """
         self._clock = clock
-        self.timeout_s = check_timeout(timeout_s)
+        self.timeout_s = TIMEOUT_MAX_S if timeout_s is None else check_timeout(timeout_s)
         self._at_ms = clock.monotonic_ms() + math.ceil(self.timeout_s * 1000)
 
     def left_ms(self) -> int:
@@ -62,7 +62,7 @@ def check_timeout(timeout_s: object) -> float:
         raise InvalidArgumentError(f"timeout={timeout_s!r}: a number of seconds is needed")
     if not 0 <= timeout_s <= TIMEOUT_MAX_S:
         raise InvalidArgumentError(
-            f"timeout={timeout_s!r}: seconds from 0 to {TIMEOUT_MAX_S} are valid"
+            f"timeout={timeout_s!r}: seconds from 0 to {TIMEOUT_MAX_S:.0f} are valid"
         )
     return float(timeout_s)
 

@@ -250,7 +250,7 @@ class Consumer:
                 return
             yield run.records
 
-    def poll(self, max_records: int | None = None, timeout: float = 1.0) -> list[Record]:
+    def poll(self, max_records: int | None = None, timeout: float | None = 1.0) -> list[Record]:
         """The next records, as soon as there are some; an empty list at the timeout.
 
         Args:
@@ -270,7 +270,7 @@ class Consumer:
             limit = usual if max_records is None else count_of("max_records", max_records)
             return self._hand_out.records(limit, Deadline(self._clock, timeout))
 
-    def fetch(self, max_records: int | None = None, timeout: float = 1.0) -> pa.Table:
+    def fetch(self, max_records: int | None = None, timeout: float | None = 1.0) -> pa.Table:
         """The next records as an Arrow table, as soon as there are some; empty at the timeout.
 
         Columns are not copied. Keys and values are the stored bytes: deserializers do not apply.

@@ -278,11 +278,16 @@ def _deserialized(
 ) -> tuple[list[Any], DeserializationError | None]:
     """What the user's function makes of these; up to the first that it refuses, and that error."""
     made: list[Any] = []
+    cause: Exception
     try:
         made.extend(map(deserialize, raw))
     except Exception as error:  # noqa: BLE001 - a user's function may raise anything
-        reason = f"{type(error).__name__}: {error}"
-        refused = DeserializationError(*state.name, offsets[len(made)], reason)
-        refused.__cause__ = error
-        return made, refused
-    return made, None
+        cause = error
+    else:
+        if len(made) == len(raw):
+            return made, None
+        cause = RuntimeError("it raised StopIteration")  # which ends `map` in silence
+    reason = f"{type(cause).__name__}: {cause}"
+    refused = DeserializationError(*state.name, offsets[len(made)], reason)
+    refused.__cause__ = cause
+    return made, refused

@@ -77,7 +77,7 @@ class GroupAdmin:
         self._services = services
         self._clock = clock
 
-    def groups(self, *, timeout: float = DEFAULT_TIMEOUT_S) -> list[str]:
+    def groups(self, *, timeout: float | None = DEFAULT_TIMEOUT_S) -> list[str]:
         """The names of all groups, sorted.
 
         Raises:
@@ -86,7 +86,9 @@ class GroupAdmin:
         deadline = Deadline(self._clock, timeout)
         return [one.group_id for one in self._listed(self._lookups(), deadline)]
 
-    def describe_group(self, name: str, *, timeout: float = DEFAULT_TIMEOUT_S) -> GroupDescription:
+    def describe_group(
+        self, name: str, *, timeout: float | None = DEFAULT_TIMEOUT_S
+    ) -> GroupDescription:
         """One group: who reads what, what is committed, how far behind it is.
 
         Args:
@@ -103,7 +105,9 @@ class GroupAdmin:
         told = self._tell(lookups, name, deadline)
         return self._described(lookups, [told], deadline)[0]
 
-    def describe_groups(self, *, timeout: float = DEFAULT_TIMEOUT_S) -> list[GroupDescription]:
+    def describe_groups(
+        self, *, timeout: float | None = DEFAULT_TIMEOUT_S
+    ) -> list[GroupDescription]:
         """All groups, by name; one that vanishes meanwhile is left out."""
         deadline = Deadline(self._clock, timeout)
         lookups = self._lookups()
@@ -115,7 +119,7 @@ class GroupAdmin:
                 continue
         return self._described(lookups, told, deadline)
 
-    def delete_group(self, name: str, *, timeout: float = DEFAULT_TIMEOUT_S) -> None:
+    def delete_group(self, name: str, *, timeout: float | None = DEFAULT_TIMEOUT_S) -> None:
         """Forget a group and its committed offsets.
 
         Raises:
@@ -148,7 +152,7 @@ class GroupAdmin:
         topic: str,
         to: StartPosition,
         *,
-        timeout: float = DEFAULT_TIMEOUT_S,
+        timeout: float | None = DEFAULT_TIMEOUT_S,
     ) -> dict[TopicPartition, int]:
         """Let a group without members go on from somewhere else.
 

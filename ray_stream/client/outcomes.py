@@ -23,12 +23,18 @@ _LOG = logging.getLogger("ray_stream.producer")
 
 
 class Receipt:
-    """A callback that one caller waits for, who is told of a failure there and nowhere else."""
+    """A callback that one caller waits for, who is told of a failure there and nowhere else.
+
+    Unless the caller is gone (Ctrl-C): then a failure is told as any other.
+    """
 
     def __init__(self) -> None:
         self.done = threading.Event()
         self.metadata: RecordMetadata | None = None
         self.error: RayStreamError | None = None
+        self.is_awaited = True
+        self.withheld: tuple[str, int, RayStreamError] | None = None
+        """Topic and partition of a failure that only the caller is told of."""
 
     def __call__(self, metadata: RecordMetadata | None, error: RayStreamError | None) -> None:
         """Take the outcome."""
@@ -109,19 +115,32 @@ class Outcomes:
         callbacks: list[tuple[int, OnDelivery]],
         error: RayStreamError,
     ) -> None:
-        unknown = isinstance(error, OutcomeUnknownError)
-        if unknown:
+        if isinstance(error, OutcomeUnknownError):
             self.unknown_records += count
         else:
             self.failed_records += count
-        count -= sum(isinstance(callback, Receipt) for _, callback in callbacks)
+        with self._lock:
+            for _, callback in callbacks:
+                if isinstance(callback, Receipt) and callback.is_awaited:
+                    callback.withheld = (topic, partition, error)
+                    count -= 1
+            self._count(topic, partition, count, error)
+
+    def leave(self, receipt: Receipt) -> None:
+        """Nobody waits for it any more: its failure is one that nobody was told of."""
+        with self._lock:
+            receipt.is_awaited = False
+            if receipt.withheld is not None:
+                topic, partition, error = receipt.withheld
+                self._count(topic, partition, 1, error)
+
+    def _count(self, topic: str, partition: int, count: int, error: RayStreamError) -> None:
         if not count:
             return
-        with self._lock:
-            before = self._failures.get((topic, partition), (0, 0))
-            more = (0, count) if unknown else (count, 0)
-            self._failures[topic, partition] = (before[0] + more[0], before[1] + more[1])
-            self._first = self._first or error
+        before = self._failures.get((topic, partition), (0, 0))
+        more = (0, count) if isinstance(error, OutcomeUnknownError) else (count, 0)
+        self._failures[topic, partition] = (before[0] + more[0], before[1] + more[1])
+        self._first = self._first or error
 
     def _room(self) -> int:
         return 0 if self._first is None else FAILED_RECORDS_KEPT - len(self._records)

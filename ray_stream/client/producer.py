@@ -63,7 +63,7 @@ class Producer:
             cluster: the cluster's name, for messages.
             rng: chance; None: seeded by the system.
         """
-        self._closed = True  # until there is something to close
+        self._closed = self._ended = True  # until there is something to close
         self._serialize_key = as_serializer(config.key_serializer)
         self._serialize = as_serializer(config.value_serializer)
         self._strict = config.key_serializer is None and config.value_serializer is None
@@ -77,7 +77,7 @@ class Producer:
             f"producer of {cluster!r}",
         )
         self._addresses = Addresses(self._sender, config)
-        self._closed = False
+        self._closed = self._ended = False
         watch(self._sender)
         # Where `send` may put a record without asking; nowhere if each record needs more work.
         self._open: dict[str, OpenRows] = {}
@@ -176,7 +176,11 @@ class Producer:
         receipt = Receipt()
         self._put(topic, value, key, partition, timestamp_ms, headers, receipt, at_once=True)
         warn_in_running_loop()
-        self._sender.wait(receipt.done, None)
+        try:
+            self._sender.wait(receipt.done, None)
+        except BaseException:
+            self._sender.outcomes.leave(receipt)
+            raise
         if receipt.error is not None:
             raise receipt.error
         assert receipt.metadata is not None, "a receipt has one or the other"
@@ -226,12 +230,14 @@ class Producer:
                 key = key.encode()
             parts = with_key(parts, self._serialize_key(key))
         described = self._addresses.check_rows(described, parts)
+        before = 0
         for part in parts:
             self._addresses.place_rows(described, part, partition)
             spread = 1
             if partition is None and part.key is not None:
                 spread = min(len(described.partitions), _PARTITIONS_A_PART)
-            self._sender.buffer.put_columns(described, part, spread * config.batch_size)
+            self._sender.buffer.put_columns(described, part, spread * config.batch_size, before)
+            before += part.count
 
     # --- waiting -----------------------------------------------------------------------------
 
@@ -256,16 +262,20 @@ class Producer:
     def close(self) -> None:
         """Deliver what is under way, then end; once closed, it stays so.
 
+        One that Ctrl-C ended goes on when it is called again.
+
         Raises:
             DeliveryError: records failed, or their outcome is unknown, since the last flush.
         """
-        if self._closed or self._sender.forked:
+        if self._ended or self._sender.forked:
             return
         self._sender.check_wait()
-        self._closed = True
         warn_in_running_loop()
-        self._sender.close()
+        if not self._closed:
+            self._closed = True
+            self._sender.close()
         self._sender.wait(self._sender.ended, None)
+        self._ended = True
         self._sender.check_broken()
         self._raise_failures()
 
@@ -281,12 +291,12 @@ class Producer:
     ) -> None:
         if error is None:
             self.close()
-        elif not self._closed and not self._sender.forked:
+        elif not self._ended and not self._sender.forked:
             self._leave(error)
 
     def _leave(self, error: BaseException) -> None:
         """Deliver for a while; what is left is given up, and the exception says so."""
-        self._closed = True
+        self._closed = self._ended = True
         sender = self._sender
         why = f"not delivered within {LEAVE_FLUSH_S:g} s of leaving the block by an exception"
         try:

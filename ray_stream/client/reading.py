@@ -38,7 +38,7 @@ def read(
     partitions: Sequence[int] | None = None,
     max_bytes: int | None = None,
     *,
-    timeout: float = DEFAULT_TIMEOUT_S,
+    timeout: float | None = DEFAULT_TIMEOUT_S,
 ) -> pa.Table:
     """What a topic holds between two places, as one table: by partition, and there by offset.
 
@@ -61,7 +61,7 @@ def read_batches(
     partitions: Sequence[int] | None = None,
     max_bytes: int | None = None,
     *,
-    timeout: float = DEFAULT_TIMEOUT_S,
+    timeout: float | None = DEFAULT_TIMEOUT_S,
 ) -> Iterator[pa.RecordBatch]:
     """What a topic holds between two places, batch by batch; each partition in order.
 
@@ -98,7 +98,7 @@ class _Reading:
         end: StartPosition,
         partitions: Sequence[int] | None,
         max_bytes: int | None,
-        timeout: float,
+        timeout: float | None,
     ) -> None:
         self._clock = clock
         self._timeout = timeout

@@ -120,6 +120,7 @@ class OpenRows:
 
     def columns(self) -> Columns:
         """What was taken, as columns."""
+        assert self.taken is not None, "what is still open grows while it is looked at"
         rows = self.rows if len(self.rows) == self.taken else self.rows[: self.taken]
         columns = Columns(
             key=None,
@@ -135,8 +136,8 @@ class OpenRows:
         if self.width == PLAIN:
             columns.value = _values(rows)
             return columns
-        columns.key = binary_column(rows[0 :: self.width])
-        columns.value = _values(rows[1 :: self.width])
+        columns.key = binary_column(rows[0 : self.taken : self.width])
+        columns.value = _values(rows[1 : self.taken : self.width])
         if self.width == FULL:
             _add_extras(columns, rows)
         return columns

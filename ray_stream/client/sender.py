@@ -136,6 +136,7 @@ class Sender:
         self._forked = False
         self._closed = False
         self._stopping = False
+        self._is_orphaned = False
         self._broken: BaseException | None = None
         self.ended = threading.Event()
         """The thread is gone: everything is resolved, or it broke."""
@@ -244,7 +245,7 @@ class Sender:
 
     def close_later(self) -> None:
         """As `close`, without a lock: finalizers run in any thread at any moment."""
-        self._closed = True
+        self._closed = self._is_orphaned = True
         self._inbox.put(_Stop())
 
     def abandon(self, error: RayStreamError) -> None:
@@ -297,6 +298,9 @@ class Sender:
             _LOG.critical("%s stopped by an error of its own", self.name, exc_info=True)
             self.buffer.interrupt()
         finally:
+            untold = self.outcomes.take_error() if self._is_orphaned else None
+            if untold is not None:
+                _LOG.error("%s was never closed, so nobody is told: %s", self.name, untold)
             self.ended.set()
 
     def _look_at_time(self) -> None:
@@ -355,11 +359,11 @@ class Sender:
             except RayStreamError as error:
                 self._unbuilt(taken, taken.columns(), error)
                 continue
-            self.buffer.taken(taken.granted, sum(batch.record_bytes for batch in batches))
             with self._lock:
                 for batch in batches:
                     count = self._unresolved.get(batch.generation, 0)
                     self._unresolved[batch.generation] = count + batch.record_count
+            self.buffer.taken(taken.granted, sum(batch.record_bytes for batch in batches))
             self._step(BatchesBuilt(batches))
 
     def _built(self, taken: Taken) -> list[Batch]:
@@ -373,9 +377,9 @@ class Sender:
             self._unbuilt(taken, taken.columns(), error)
 
     def _unbuilt(self, taken: Taken, columns: Columns, error: RayStreamError) -> None:
+        self.outcomes.unbuilt(taken.topic.name, columns, error)
         self.buffer.taken(taken.granted, 0)
         self.buffer.release(0)
-        self.outcomes.unbuilt(taken.topic.name, columns, error)
 
     def _step(self, event: Event) -> None:
         for effect in self._core.step(event, self.clock.monotonic_ms()):

@@ -41,17 +41,18 @@ def places(
     if not isinstance(where, Mapping):
         place = _place(where, what)
         return dict.fromkeys(partitions, place)
-    by_number: dict[object, list[TopicPartition]] = {}
+    named: dict[object, list[TopicPartition]] = {}
     for partition in partitions:
-        by_number.setdefault(partition.partition, []).append(partition)
+        named.setdefault(partition.partition, []).append(partition)
+        named[partition] = [partition]
     chosen: dict[TopicPartition, Place] = {}
-    for number, one in where.items():
-        if number not in by_number:
+    for name, one in where.items():
+        if name not in named:
+            numbers = sorted(number for number in named if isinstance(number, int))
             raise InvalidArgumentError(
-                f"{what} names partition {number!r}: {sorted(map(str, by_number))} are valid here"
+                f"{what} names partition {name!r}: {', '.join(map(str, numbers))} are valid here"
             )
-        place = _place(one, what)
-        chosen |= dict.fromkeys(by_number[number], place)
+        chosen |= dict.fromkeys(named[name], _place(one, what))
     return chosen
 
 

@@ -26,6 +26,8 @@ from ray_stream.errors import (
 from ray_stream.records.schema import HEADERS_TYPE
 
 COLUMNS = ("key", "value", "timestamp", "headers")
+_ARRAY_BYTES_MAX = 1 << 30
+"""Of one run of rows: the offsets of an Arrow column end at 2 GiB."""
 _KEY_COLUMN_BYTES = 16 * 1024 * 1024
 
 Serialize = Callable[[Any], bytes | None]
@@ -56,15 +58,23 @@ def columns_of(data: object, reading: Reading) -> list[Columns]:
         InvalidTimestampError: a timestamp below 0.
         InvalidArgumentError: nothing of the above.
     """
-    return [columns for batch in _batches_of(data) if (columns := _checked(batch, reading)).count]
+    found: list[Columns] = []
+    rows = 0
+    for batch in _batches_of(data, reading):
+        columns = _checked(batch, reading, rows)
+        rows += columns.count
+        if columns.count:
+            found.append(columns)
+    return found
 
 
-def _batches_of(data: object) -> Iterator[dict[str, Any]]:
+def _batches_of(data: object, reading: Reading) -> Iterator[dict[str, Any]]:
     """Columns by name; a column is an Arrow array, or a list for a serializer."""
     pandas = sys.modules.get("pandas")  # a frame can only come from where pandas is loaded
     if pandas is not None and isinstance(data, pandas.DataFrame):
-        data = _table_of_frame(data)
-    elif pandas is not None and isinstance(data, pandas.Series):
+        yield from _batches_of_frame(data, reading)
+        return
+    if pandas is not None and isinstance(data, pandas.Series):
         data = data.to_numpy()
     if isinstance(data, pa.Table | pa.RecordBatch):
         _check_names(data.schema.names)
@@ -81,7 +91,9 @@ def _values_of(data: object) -> list[Any]:
     if isinstance(data, pa.Array):
         return [data]
     if isinstance(data, np.ndarray):
-        return [_array_of_numpy(data)]
+        step = max(1, _ARRAY_BYTES_MAX // max(1, data.dtype.itemsize))
+        starts = range(0, max(1, len(data)), step) if data.ndim else [...]
+        return [_array_of_numpy(data[start : start + step]) for start in starts]
     if isinstance(data, Sequence) and not isinstance(data, str | bytes | bytearray | memoryview):
         return [list(data)]
     raise InvalidArgumentError(
@@ -102,8 +114,23 @@ def _check_names(names: Sequence[str]) -> None:
             raise SchemaError(f"column {name!r} is there twice")
 
 
-def _table_of_frame(frame: Any) -> pa.Table:  # noqa: ANN401 - a pandas frame, without its import
+def _batches_of_frame(frame: Any, reading: Reading) -> Iterator[dict[str, Any]]:  # noqa: ANN401 - a pandas frame, without its import
     _check_names([str(name) for name in frame.columns])
+    objects = {}
+    for name, serialize in (("key", reading.key_serializer), ("value", reading.value_serializer)):
+        if serialize is not None and name in frame:  # Arrow would have them all of one type
+            cells = frame[name].astype(object)
+            objects[name] = cells.where(frame[name].notna(), None).tolist()
+    table = _table_of_frame(frame.drop(columns=list(objects)))
+    if objects:
+        columns = [column.combine_chunks() for column in table.columns]
+        yield dict(zip(table.column_names, columns, strict=True)) | objects
+        return
+    for batch in table.to_batches():
+        yield dict(zip(batch.schema.names, batch.columns, strict=True))
+
+
+def _table_of_frame(frame: Any) -> pa.Table:  # noqa: ANN401 - a pandas frame, without its import
     columns = {}
     for name in frame.columns:
         try:
@@ -121,6 +148,8 @@ def _table_of_frame(frame: Any) -> pa.Table:  # noqa: ANN401 - a pandas frame, w
 def _array_of_numpy(array: npt.NDArray[Any]) -> pa.Array | list[Any]:
     if array.ndim != 1:
         raise SchemaError(f"a NumPy array of {array.ndim} dimensions: one value a row is needed")
+    if np.ma.isMaskedArray(array):
+        return array.tolist()
     if array.dtype.kind == "S":
         return _array_of_fixed(array)
     if array.dtype.kind == "U":
@@ -149,7 +178,7 @@ def _array_of_fixed(array: npt.NDArray[np.bytes_]) -> pa.Array:
     return pa.Array.from_buffers(pa.binary(), count, buffers)
 
 
-def _checked(batch: dict[str, Any], reading: Reading) -> Columns:
+def _checked(batch: dict[str, Any], reading: Reading, before: int) -> Columns:
     count = len(next(iter(batch.values()))) if batch else 0
     key = _binary("key", batch.get("key"), reading.key_serializer)
     value = _binary("value", batch.get("value"), reading.value_serializer)
@@ -160,7 +189,7 @@ def _checked(batch: dict[str, Any], reading: Reading) -> Columns:
                 "(deletions) are meant"
             )
         if value.null_count:
-            row = pc.index(value.is_null(), True).as_py()
+            row = before + pc.index(value.is_null(), True).as_py()
             raise SchemaError(
                 f"the value in row {row} is null, which is a tombstone: fill it, or pass "
                 "tombstones=True if it is meant"
@@ -171,7 +200,7 @@ def _checked(batch: dict[str, Any], reading: Reading) -> Columns:
     return Columns(
         key=None if key is None or key.null_count == len(key) else key,
         value=value,
-        timestamp=_timestamps(batch.get("timestamp"), reading.base_timestamp),
+        timestamp=_timestamps(batch.get("timestamp"), reading.base_timestamp, before),
         headers=headers,
         partition=None,
         base_timestamp=reading.base_timestamp,
@@ -184,10 +213,10 @@ def _binary(name: str, column: Any, serialize: Serialize | None) -> pa.Array | N
         return None
     if serialize is not None:
         cells = column if isinstance(column, list) else column.to_pylist()
-        return pa.array([serialize(cell) for cell in cells], pa.binary())
+        return _in_one(name, pa.array([serialize(cell) for cell in cells], pa.binary()))
     try:
         if isinstance(column, list):
-            return pa.array(column, pa.binary())
+            return _in_one(name, pa.array(column, pa.binary()))
         if _is_text_or_bytes(column.type):
             return column.cast(pa.binary())
     except (pa.ArrowException, UnicodeEncodeError) as error:
@@ -199,6 +228,13 @@ def _binary(name: str, column: Any, serialize: Serialize | None) -> pa.Array | N
         f"column {name!r} is {column.type}, neither bytes nor text: encode it, or pass "
         f"{name}_serializer="
     )
+
+
+def _in_one(name: str, column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """Arrow makes chunks of what it cannot hold in one array."""
+    if isinstance(column, pa.ChunkedArray):
+        raise SchemaError(f"column {name!r} holds more than 2 GiB: send it in several calls")
+    return column
 
 
 def _is_text_or_bytes(kind: pa.DataType) -> bool:
@@ -219,7 +255,7 @@ def _is_text_or_bytes(kind: pa.DataType) -> bool:
     )
 
 
-def _timestamps(column: pa.Array | None, base_timestamp: int) -> pa.Array | None:
+def _timestamps(column: pa.Array | None, base_timestamp: int, before: int) -> pa.Array | None:
     if column is None or column.null_count == len(column):
         return None
     if pa.types.is_timestamp(column.type):
@@ -238,7 +274,7 @@ def _timestamps(column: pa.Array | None, base_timestamp: int) -> pa.Array | None
         column = column.fill_null(base_timestamp)
     lowest = pc.min(column).as_py()
     if lowest < 0:
-        row = pc.index(column, lowest).as_py()
+        row = before + pc.index(column, lowest).as_py()
         raise InvalidTimestampError(
             f"timestamp {lowest} ms in row {row} is negative: times count from 1970-01-01T00:00Z"
         )

@@ -79,7 +79,7 @@ class ConsumerActor:
             self._told.notify_all()
         now_s = time.monotonic()
         settled_s, deadline_s = now_s + SETTLE_S, now_s + PARK_S
-        while heard >= 0 and not (self._urgent > heard or self._result_number > taken):
+        while heard >= 0 and not (self._urgent > heard or self._result_number > self._taken):
             now_s = time.monotonic()
             until_s = settled_s if self._news > heard else deadline_s
             if now_s >= until_s:
@@ -172,6 +172,7 @@ class ConsumerActor:
         with self._told:
             taken = self._told.wait_for(lambda: self._taken >= number, patience_s)
             self._result = b""
+            self._taken = max(self._taken, number)  # or dropped: nobody is told of it any more
         return taken
 
     def _wait(self, number: int, patience_s: float) -> None:

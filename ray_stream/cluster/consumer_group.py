@@ -18,7 +18,7 @@ import ray
 
 from ray_stream.actors.spawning import alive_nodes
 from ray_stream.client.arguments import subscription_of
-from ray_stream.client.calls import Deadline, check_timeout, pause
+from ray_stream.client.calls import TIMEOUT_MAX_S, Deadline, check_timeout, pause
 from ray_stream.clock import Clock
 from ray_stream.cluster.crew import Crew, Member, Plan, View
 from ray_stream.cluster.supervision import Limits, Phase
@@ -185,27 +185,27 @@ class ConsumerGroup:
         """
         return self._crew.results.each(self._check_failed)
 
-    def stop(self, timeout: float = STOP_S) -> None:
+    def stop(self, timeout: float | None = STOP_S) -> None:
         """Stop: every actor finishes the batch in hand, commits, leaves, and ends.
 
         A second call does nothing. What an actor has not finished is handled again by whoever
         consumes in this group next.
 
         Args:
-            timeout: seconds; actors that are not done then are killed.
+            timeout: seconds; actors that are not done then are killed. None: however long it takes.
 
         Raises:
             TimeoutExpiredError: some were killed; the message names them.
         """
-        within_ms = math.ceil(check_timeout(timeout) * 1000)
+        within_s = TIMEOUT_MAX_S if timeout is None else check_timeout(timeout)
         if self.is_over:
             return
-        self._crew.stop(within_ms)
-        self._crew.over.wait(timeout + GRACE_S)
+        self._crew.stop(math.ceil(within_s * 1000))
+        self._crew.over.wait(within_s + GRACE_S)
         if self._crew.overdue:
             raise TimeoutExpiredError(
                 f"{len(self._crew.overdue)} consumer actors did not end what they had in hand "
-                f"within {timeout:g} s and were killed ({', '.join(self._crew.overdue)}): it is "
+                f"within {within_s:g} s and were killed ({', '.join(self._crew.overdue)}): it is "
                 "not committed, and handled again by whoever consumes in this group next"
             )
 

@@ -47,7 +47,7 @@ from ray_stream.config import (
     TopicOptions,
     validated,
 )
-from ray_stream.errors import ClosedError, ForkedProcessError, RayNotRunningError
+from ray_stream.errors import ClosedError, ForkedProcessError, RayNotRunningError, RayStreamError
 from ray_stream.rpc.messages import MetadataRequest, MetadataResponse
 from ray_stream.types import GroupDescription, StartPosition, TopicDescription, TopicPartition
 
@@ -158,11 +158,21 @@ class Cluster:
         if os.getpid() != self._pid:
             return
         try:
-            for group in self._consuming:
-                group.stop()
+            self._stop_groups()
         finally:
             if self._on_exit is not None:
                 self._on_exit()
+
+    def _stop_groups(self) -> None:
+        """All of them, whatever becomes of one."""
+        first: RayStreamError | None = None
+        for group in self._consuming:
+            try:
+                group.stop()
+            except RayStreamError as error:
+                first = first or error
+        if first is not None:
+            raise first
 
     def shutdown(self) -> None:
         """Stop the cluster: its actors end, logs closed first; data stays, and so does Ray.
@@ -187,7 +197,7 @@ class Cluster:
         *,
         exist_ok: bool = False,
         dedicated: bool = False,
-        timeout: float = TIMEOUT_S,
+        timeout: float | None = TIMEOUT_S,
         **config: Unpack[TopicOptions],
     ) -> None:
         """Make a topic; returns when every partition is served. See `Admin.create_topic`."""
@@ -202,12 +212,12 @@ class Cluster:
             **config,
         )
 
-    def topics(self, *, timeout: float = TIMEOUT_S) -> list[str]:
+    def topics(self, *, timeout: float | None = TIMEOUT_S) -> list[str]:
         """The names of all topics but internal ones, sorted."""
         self._check()
         return self._admin.topics(timeout=timeout)
 
-    def describe_topic(self, name: str, *, timeout: float = TIMEOUT_S) -> TopicDescription:
+    def describe_topic(self, name: str, *, timeout: float | None = TIMEOUT_S) -> TopicDescription:
         """One topic: config, where its partitions are served, their offsets."""
         self._check()
         return self._admin.describe_topic(name, timeout=timeout)
@@ -217,43 +227,43 @@ class Cluster:
         name: str,
         partitions: int | None = None,
         *,
-        timeout: float = TIMEOUT_S,
+        timeout: float | None = TIMEOUT_S,
         **config: Unpack[TopicOptions],
     ) -> None:
         """More partitions, other settings; returns when every partition serves with them."""
         self._check()
         self._admin.alter_topic(name, partitions, timeout=timeout, **config)
 
-    def delete_topic(self, name: str, *, timeout: float = TIMEOUT_S) -> None:
+    def delete_topic(self, name: str, *, timeout: float | None = TIMEOUT_S) -> None:
         """Delete a topic and its records for good."""
         self._check()
         self._admin.delete_topic(name, timeout=timeout)
 
     # --- groups ----------------------------------------------------------------------------------
 
-    def groups(self, *, timeout: float = TIMEOUT_S) -> list[str]:
+    def groups(self, *, timeout: float | None = TIMEOUT_S) -> list[str]:
         """The names of all consumer groups, sorted."""
         self._check()
         return self._groups.groups(timeout=timeout)
 
-    def describe_group(self, name: str, *, timeout: float = TIMEOUT_S) -> GroupDescription:
+    def describe_group(self, name: str, *, timeout: float | None = TIMEOUT_S) -> GroupDescription:
         """One group: who reads what, committed offsets, lag. See `GroupAdmin.describe_group`."""
         self._check()
         return self._groups.describe_group(name, timeout=timeout)
 
-    def describe_groups(self, *, timeout: float = TIMEOUT_S) -> list[GroupDescription]:
+    def describe_groups(self, *, timeout: float | None = TIMEOUT_S) -> list[GroupDescription]:
         """All groups, by name."""
         self._check()
         return self._groups.describe_groups(timeout=timeout)
 
     def reset_offsets(
-        self, group: str, topic: str, to: StartPosition, *, timeout: float = TIMEOUT_S
+        self, group: str, topic: str, to: StartPosition, *, timeout: float | None = TIMEOUT_S
     ) -> dict[TopicPartition, int]:
         """Let a group without members go on elsewhere. See `GroupAdmin.reset_offsets`."""
         self._check()
         return self._groups.reset_offsets(group, topic, to, timeout=timeout)
 
-    def delete_group(self, name: str, *, timeout: float = TIMEOUT_S) -> None:
+    def delete_group(self, name: str, *, timeout: float | None = TIMEOUT_S) -> None:
         """Forget a group without members, and its committed offsets."""
         self._check()
         self._groups.delete_group(name, timeout=timeout)
@@ -377,7 +387,7 @@ class Cluster:
     # --- within ----------------------------------------------------------------------------------
 
     def metadata(
-        self, timeout: float = TIMEOUT_S, *, topics: list[str] | None = None
+        self, timeout: float | None = TIMEOUT_S, *, topics: list[str] | None = None
     ) -> MetadataResponse:
         """Topics (None: all), partitions and brokers as the controller sees them."""
         self._check()
@@ -422,8 +432,8 @@ def end_noting(end: Callable[[], None], error: BaseException) -> None:
     """End something because of `error`, which stays what is told; it notes what went wrong here."""
     try:
         end()
-    except RayNotRunningError as gone:
-        if not isinstance(error, RayNotRunningError):
+    except RayStreamError as gone:
+        if not (isinstance(gone, RayNotRunningError) and isinstance(error, RayNotRunningError)):
             error.add_note(str(gone))
 
 

@@ -16,6 +16,7 @@ import msgspec
 from ray import cloudpickle
 
 from ray_stream.cluster.supervision import Phase, Place
+from ray_stream.errors import ConsumerActorError
 from ray_stream.rpc.messages import ErrorInfo
 
 RESULTS_BYTES = 64 * 1024 * 1024
@@ -52,7 +53,24 @@ _DECODER = msgspec.msgpack.Decoder(Report)
 
 def packed(report: Report, cause: bytes, result: bytes) -> list[bytes]:
     """A report, and what comes along with it, as a Ray call returns it."""
-    return [_ENCODER.encode(report), cause, result]
+    try:
+        return [_ENCODER.encode(report), cause, result]
+    except (UnicodeEncodeError, TypeError, OverflowError):  # what a user's code raised is in there
+        return [_ENCODER.encode(_in_plain_text(report)), cause, result]
+
+
+def _in_plain_text(report: Report) -> Report:
+    last_error = _utf8(report.last_error)
+    failure = report.failure
+    if failure is not None and all(isinstance(one, str) for one in failure.arguments):
+        failure = ErrorInfo(failure.name, [_utf8(one) for one in failure.arguments])
+    elif failure is not None:
+        failure = ErrorInfo(ConsumerActorError.__name__, [f"{failure.name}: {last_error}"])
+    return msgspec.structs.replace(report, last_error=last_error, failure=failure)
+
+
+def _utf8(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()
 
 
 def unpacked(frames: list[bytes]) -> tuple[Report, bytes, bytes]:

@@ -130,6 +130,10 @@ class Supervisor:
         """All leave; the first error is what the group failed with."""
         if self.error is None:
             self.error = error
+        if not self.stopping:
+            for actor in self.actors.values():
+                if actor.phase == Phase.LEAVING:  # it has all the time that the others get
+                    actor.since_ms = now_ms
         self.stopping = True
         effects: list[Effect] = []
         for actor in self._staying():

@@ -43,11 +43,11 @@ TAKEN_S = 30.0
 class Reader(Protocol):
     """What a worker needs of a `client.Consumer`."""
 
-    def poll(self, max_records: int | None = None, timeout: float = 1.0) -> list[Record]:
+    def poll(self, max_records: int | None = None, timeout: float | None = 1.0) -> list[Record]:
         """Records."""
         ...
 
-    def fetch(self, max_records: int | None = None, timeout: float = 1.0) -> pa.Table:
+    def fetch(self, max_records: int | None = None, timeout: float | None = 1.0) -> pa.Table:
         """Rows."""
         ...
 

@@ -832,3 +832,41 @@ def test_a_wait_inside_a_running_loop_works_and_warns_once(
     with pytest.warns(RuntimeWarning, match="event loop") as caught:
         assert asyncio.run(main()) == [0, 1, 2, 3, 4]
     assert len(caught) == 1
+
+
+def test_a_deserializer_that_raises_stop_iteration_has_refused_the_record(
+    services: ThreadedServices, consumer_of: Make
+) -> None:
+    fill(services, 1)
+    asked: list[bytes] = []
+
+    def first_of_nothing(data: bytes) -> object:
+        asked.append(data)
+        if len(asked) == 100:
+            raise ValueError("else it is asked again and again, for ever")
+        return next(iter(()))
+
+    one = consumer_of("t", value_deserializer=first_of_nothing)
+    with pytest.raises(errors.DeserializationError):
+        one.poll(timeout=5)
+    assert len(asked) == 1
+    one.close()
+
+
+def test_a_poll_without_a_timeout_waits(services: ThreadedServices, consumer_of: Make) -> None:
+    fill(services, 1)
+    one = consumer_of("t")
+    assert offsets(one.poll(timeout=None)) == [0]
+    one.close()
+
+
+def test_starts_are_told_by_the_partitions_own_names(
+    services: ThreadedServices, consumer_of: Make
+) -> None:
+    fill(services, 10, 10)
+    one = consumer_of()
+    one.assign([T0, T1], start={T0: 5, T1: 7})
+    assert (one.position(T0), one.position(T1)) == (5, 7)
+    one.assign([T0, T1], start=one.beginning_offsets([T0, T1]))
+    assert (one.position(T0), one.position(T1)) == (0, 0)
+    one.close()

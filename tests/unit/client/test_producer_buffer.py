@@ -222,3 +222,13 @@ def test_a_batch_that_finds_no_room_says_which_rows_were_taken(
     services.open_gate()
     one.flush()
     assert services.values() == [b"%0100d" % number for number in range(100)]
+
+
+def test_no_batch_of_keyed_rows_outgrows_arrows_offsets() -> None:
+    config = ProducerConfig(batch_size=32 << 20, buffer_memory=64 << 30)
+    buffer = SendBuffer(config, CLOCK, lambda: None, lambda: None, lambda: None)
+    with ProduceServices() as services:
+        services.make(partitions=1_000, max_message_bytes=1 << 20)
+        topic = services._described(services.topics["t"])
+    buffer.put(topic, (b"key", b"value"), 8, at_once=False)
+    assert buffer.open["t"].full_at < 2**31

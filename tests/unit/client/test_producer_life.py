@@ -14,9 +14,18 @@ import pytest
 
 from ray_stream.client import calls
 from ray_stream.client import producer as producer_module
+from ray_stream.client.batching_core import Batch
+from ray_stream.client.buffer import Taken
 from ray_stream.client.producer import Producer
+from ray_stream.client.sender import Sender
 from ray_stream.config import ProducerConfig
-from ray_stream.errors import ClosedError, DeliveryError, InvalidRecordError, SerializationError
+from ray_stream.errors import (
+    ClosedError,
+    DeliveryError,
+    FlushTimeoutError,
+    InvalidRecordError,
+    SerializationError,
+)
 from tests.unit.client.produce_services import CLOCK, Make, ProduceServices
 
 PATIENT = 60_000
@@ -393,15 +402,15 @@ sent = []
 with make(batch_size=2_000, buffer_memory=20_000) as one:
     number = 0
     while number < 30_000:
-        signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.0002, 0.004))
         try:
+            signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.0002, 0.004))
             while number < 30_000:
                 one.send("t", b"value-%d" % number, b"key-%d" % number)
                 sent.append(number)
                 number += 1
+            signal.setitimer(signal.ITIMER_REAL, 0)
         except KeyboardInterrupt:
             number += 1  # whether it was accepted, nobody knows
-        signal.setitimer(signal.ITIMER_REAL, 0)
     one.flush()
     metrics = one.metrics()
     buffer = one._sender.buffer
@@ -430,3 +439,106 @@ def test_a_delivery_error_survives_the_way_through_another_process(
     copy = pickle.loads(pickle.dumps(caught.value))
     assert str(copy) == str(caught.value)
     assert copy.failures == caught.value.failures
+
+
+# --- nobody is left untold -----------------------------------------------------------------------
+
+
+def interrupt_next_wait(services: ProduceServices, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C comes in the caller's next wait, once a request has arrived."""
+    wait = Sender.wait
+
+    def interrupted(*_: object) -> bool:
+        monkeypatch.setattr(Sender, "wait", wait)
+        assert services.arrived.acquire(timeout=30)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Sender, "wait", interrupted)
+
+
+def test_a_flush_that_ran_out_of_time_while_a_batch_is_built_says_so(
+    services: ProduceServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services.make()
+    building, go_on = threading.Event(), threading.Event()
+    build = Sender._built
+
+    def slowly(sender: Sender, taken: Taken) -> list[Batch]:
+        building.set()
+        assert go_on.wait(30)
+        return build(sender, taken)
+
+    monkeypatch.setattr(Sender, "_built", slowly)
+    with Producer(services, ProducerConfig(), clock=CLOCK, cluster="c") as one:
+        one.send("t", b"v")
+        try:
+            assert building.wait(30)
+            with pytest.raises(FlushTimeoutError):
+                one.flush(timeout=0)
+        finally:
+            go_on.set()
+
+
+def test_what_an_interrupted_send_and_wait_left_is_told_by_the_next_flush(
+    services: ProduceServices, producer: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = services.make()
+    one = producer()
+    services.gate.clear()
+    one.partitions_for("t")
+    interrupt_next_wait(services, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        one.send_and_wait("t", b"v")
+    topic.leaders[0].refusals = [InvalidRecordError("not this one")]
+    services.open_gate()
+    with pytest.raises(DeliveryError, match="not this one"):
+        one.flush()
+    assert services.values() == []
+
+
+def test_a_send_and_wait_that_ctrl_c_ended_is_noted_when_it_stays_unsent(
+    services: ProduceServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(producer_module, "LEAVE_FLUSH_S", 0.2)
+    services.make()
+    services.silent.add("produce")
+    one = Producer(services, ProducerConfig(), clock=CLOCK, cluster="c")
+    one.partitions_for("t")
+    interrupt_next_wait(services, monkeypatch)
+    with pytest.raises(KeyboardInterrupt) as caught, one:
+        one.send_and_wait("t", b"v")
+    assert "1 have an unknown outcome" in "".join(getattr(caught.value, "__notes__", ()))
+
+
+def test_a_close_that_ctrl_c_ended_tells_of_failures_when_it_is_repeated(
+    services: ProduceServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = services.make()
+    services.gate.clear()
+    one = Producer(services, ProducerConfig(), clock=CLOCK, cluster="c")
+    one.send("t", b"v")
+    interrupt_next_wait(services, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        one.close()
+    topic.leaders[0].refusals = [InvalidRecordError("not this one")]
+    services.open_gate()
+    with pytest.raises(DeliveryError, match="not this one"):
+        one.close()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_failure_of_a_producer_that_was_collected_open_is_told(
+    services: ProduceServices, caplog: pytest.LogCaptureFixture
+) -> None:
+    topic = services.make()
+    services.gate.clear()
+    one = Producer(services, ProducerConfig(), clock=CLOCK, cluster="c")
+    one.send("t", b"v")
+    assert services.arrived.acquire(timeout=30)
+    sender = one._sender
+    del one
+    gc.collect()
+    topic.leaders[0].refusals = [InvalidRecordError("not this one")]
+    services.open_gate()
+    assert sender.ended.wait(30)
+    assert "not this one" in caplog.text

@@ -10,8 +10,11 @@ import pyarrow as pa
 import pytest
 
 from ray_stream import serializers
+from ray_stream.client import tabular
 from ray_stream.client.partitioner import partition_of_key
+from ray_stream.client.tabular import Reading, columns_of
 from ray_stream.errors import (
+    BufferFullError,
     InvalidArgumentError,
     InvalidTimestampError,
     RayStreamError,
@@ -301,3 +304,64 @@ def test_what_is_no_batch_of_records_is_refused_whole(
         one.send_batch("t", make(), **options)
     one.flush()
     assert services.values() == []
+
+
+def test_a_frames_values_reach_the_serializer_as_they_are(
+    services: ProduceServices, producer: Make
+) -> None:
+    services.make()
+    one = producer(value_serializer=serializers.json)
+    one.send_batch("t", pd.DataFrame({"value": [{"a": 1}, {"b": 2}]}))
+    one.flush()
+    assert services.values() == [b'{"a":1}', b'{"b":2}']
+
+
+def test_a_frames_values_of_several_types_reach_the_serializer(
+    services: ProduceServices, producer: Make
+) -> None:
+    services.make()
+    one = producer(value_serializer=serializers.json)
+    one.send_batch("t", pd.DataFrame({"value": [1, "x"]}))
+    one.flush()
+    assert services.values() == [b"1", b'"x"']
+
+
+def test_masked_values_are_missing(services: ProduceServices, producer: Make) -> None:
+    services.make()
+    one = producer()
+    with pytest.raises(SchemaError, match="null"):
+        one.send_batch("t", np.ma.array([b"a", b"masked"], mask=[False, True]))
+    one.flush()
+    assert services.values() == []
+
+
+def test_a_large_numpy_array_is_taken_in_runs_that_arrow_can_hold(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert tabular._ARRAY_BYTES_MAX < 2**31
+    monkeypatch.setattr(tabular, "_ARRAY_BYTES_MAX", 10)
+    values = [b"%04d" % number for number in range(7)]
+    parts = columns_of(np.array(values), Reading(None, None, False, 0))
+    assert [part.count for part in parts] == [2, 2, 2, 1]
+    assert pa.concat_arrays([part.value for part in parts]).to_pylist() == values
+
+
+def test_the_row_that_was_not_accepted_is_counted_over_all_chunks(
+    services: ProduceServices, producer: Make
+) -> None:
+    services.make()
+    services.gate.clear()
+    one = producer(buffer_memory=4, max_block_ms=20)
+    with pytest.raises(BufferFullError, match="rows from 4 on"):
+        one.send_batch("t", pa.chunked_array([[b"0", b"1", b"2", b"3"], [b"4", b"5"]]))
+    services.open_gate()
+    one.flush()
+    assert services.values() == [b"0", b"1", b"2", b"3"]
+
+
+def test_the_row_that_is_null_is_counted_over_all_chunks(
+    services: ProduceServices, producer: Make
+) -> None:
+    services.make()
+    with pytest.raises(SchemaError, match="row 3 is null"):
+        producer().send_batch("t", pa.chunked_array([[b"0", b"1"], [b"2", None]]))

@@ -1,11 +1,30 @@
 """Results on their way to the owner of a group, and errors that may not be able to travel."""
 
+import asyncio
 import threading
+from types import SimpleNamespace
 
 import pytest
+import ray
 
-from ray_stream.cluster.reports import Results, cause_of, pickled, pickled_cause
-from ray_stream.errors import ConsumerActorError
+from ray_stream.cluster.consumer_actor import ConsumerActor
+from ray_stream.cluster.reports import (
+    Report,
+    Results,
+    cause_of,
+    packed,
+    pickled,
+    pickled_cause,
+    unpacked,
+)
+from ray_stream.cluster.supervision import Phase
+from ray_stream.errors import (
+    ConsumerActorError,
+    DeliveryError,
+    HandlerError,
+    InvalidRecordError,
+)
+from ray_stream.rpc.messages import ErrorInfo
 
 
 def nothing() -> None:
@@ -88,3 +107,42 @@ def test_an_error_that_cannot_travel_is_left_out() -> None:
     assert cause_of(pickled_cause(NeedsTwo("a", "b"))) is None
     unpicklable = ValueError(threading.Lock())
     assert pickled_cause(unpicklable) == b""
+
+
+def test_an_error_whose_text_is_not_utf_8_can_be_told() -> None:
+    failure = HandlerError(
+        "a", "handling", "FileNotFoundError: '\udcff.csv'", "Traceback: '\udcff.csv'"
+    )
+    report = Report(
+        news=1, phase=Phase.FAILED, pid=1, node_id="", partitions=[], in_hand=[], busy_ms=-1,
+        records=0, batches=0, skipped=0, errors=1, dropped=0, last_error=str(failure),
+        failure=ErrorInfo.of(failure),
+    )  # fmt: skip
+    told, _, _ = unpacked(packed(report, b"", b""))
+    assert told.failure is not None
+    assert isinstance(told.failure.to_error(), HandlerError)
+
+
+def test_a_result_that_was_dropped_is_not_told_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    context = SimpleNamespace(get_node_id=lambda: "node")
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+
+    async def drop() -> Report:
+        actor = ConsumerActor("a", [])
+        actor._aio = asyncio.get_running_loop()
+        assert not actor._offer("nobody took this", 0.0)
+        return unpacked(actor._report())[0]
+
+    assert asyncio.run(drop()).result == 0
+
+
+def test_a_failure_with_arguments_of_any_kind_can_be_told() -> None:
+    first = InvalidRecordError("no")
+    failure = DeliveryError((("t", 0, 1, 0),), (("t", 0, None, b"v", first),), first)
+    report = Report(
+        news=1, phase=Phase.FAILED, pid=1, node_id="", partitions=[], in_hand=[], busy_ms=-1,
+        records=0, batches=0, skipped=0, errors=1, dropped=0, last_error=str(failure),
+        failure=ErrorInfo.of(failure),
+    )  # fmt: skip
+    told, _, _ = unpacked(packed(report, b"", b""))
+    assert told.failure is not None

@@ -269,3 +269,11 @@ def test_whatever_happens_there_are_as_many_as_wanted_once_it_calms_down(
     for number in list(machine.actors):
         do(machine.heard(number, Phase.LEFT, now_ms))
     assert machine.is_over
+
+
+def test_who_leaves_already_has_all_the_time_that_stop_gives() -> None:
+    machine = running(2)
+    (effect,) = machine.scale(1, 0)
+    assert isinstance(effect, Stop)
+    assert machine.stop(LIMITS.stop_ms - 1)
+    assert machine.tick(LIMITS.stop_ms) == []

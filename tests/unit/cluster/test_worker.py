@@ -48,7 +48,7 @@ class FakeReader:
         self.stored: Callable[[], object] = lambda: None
         self.changed: Callable[[], None] = lambda: None
 
-    def poll(self, max_records: int | None = None, timeout: float = 1.0) -> list[Record]:
+    def poll(self, max_records: int | None = None, timeout: float | None = 1.0) -> list[Record]:
         del timeout
         if self.raises:
             raise self.raises.pop(0)
@@ -60,7 +60,7 @@ class FakeReader:
         self.position = behind
         return [record(offset) for offset in range(first, behind)]
 
-    def fetch(self, max_records: int | None = None, timeout: float = 1.0) -> pa.Table:
+    def fetch(self, max_records: int | None = None, timeout: float | None = 1.0) -> pa.Table:
         rows = [
             {"offset": one.offset, "topic": one.topic, "partition": one.partition}
             for one in self.poll(max_records, timeout)
