@@ -272,13 +272,14 @@ class Sender:
         self.buffer.open.clear()
 
     def _remaining(self, generation: int | None) -> int:
+        # In this order: what is built meanwhile is counted twice then, and never not at all.
+        unbuilt = self.buffer.unbuilt_records(generation)
         with self._lock:
-            built = sum(
+            return unbuilt + sum(
                 count
                 for number, count in self._unresolved.items()
                 if generation is None or number <= generation
             )
-        return built + self.buffer.unbuilt_records(generation)
 
     def _wake(self) -> None:
         self._inbox.put(None)

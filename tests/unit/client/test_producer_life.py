@@ -15,7 +15,7 @@ import pytest
 from ray_stream.client import calls
 from ray_stream.client import producer as producer_module
 from ray_stream.client.batching_core import Batch
-from ray_stream.client.buffer import Taken
+from ray_stream.client.buffer import SendBuffer, Taken
 from ray_stream.client.producer import Producer
 from ray_stream.client.sender import Sender
 from ray_stream.config import ProducerConfig
@@ -477,6 +477,37 @@ def test_a_flush_that_ran_out_of_time_while_a_batch_is_built_says_so(
                 one.flush(timeout=0)
         finally:
             go_on.set()
+
+
+def test_a_flush_misses_nothing_that_is_built_while_it_counts(
+    services: ProduceServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services.make()
+    services.gate.clear()
+    building, go_on = threading.Event(), threading.Event()
+    build, count = Sender._built, SendBuffer.unbuilt_records
+
+    def slowly(sender: Sender, taken: Taken) -> list[Batch]:
+        building.set()
+        assert go_on.wait(30)
+        return build(sender, taken)
+
+    def while_it_is_sent(buffer: SendBuffer, generation: int | None) -> int:
+        go_on.set()
+        assert services.arrived.acquire(timeout=30)
+        return count(buffer, generation)
+
+    monkeypatch.setattr(Sender, "_built", slowly)
+    with Producer(services, ProducerConfig(), clock=CLOCK, cluster="c") as one:
+        one.send("t", b"v")
+        try:
+            assert building.wait(30)
+            monkeypatch.setattr(SendBuffer, "unbuilt_records", while_it_is_sent)
+            with pytest.raises(FlushTimeoutError):
+                one.flush(timeout=0)
+        finally:
+            go_on.set()
+            services.open_gate()
 
 
 def test_what_an_interrupted_send_and_wait_left_is_told_by_the_next_flush(
