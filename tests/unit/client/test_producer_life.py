@@ -493,8 +493,9 @@ def test_a_flush_misses_nothing_that_is_built_while_it_counts(
         return build(sender, taken)
 
     def while_it_is_sent(buffer: SendBuffer, generation: int | None) -> int:
-        go_on.set()
-        assert services.arrived.acquire(timeout=30)
+        if threading.current_thread() is threading.main_thread():
+            go_on.set()
+            assert services.arrived.acquire(timeout=30)
         return count(buffer, generation)
 
     monkeypatch.setattr(Sender, "_built", slowly)
