@@ -125,6 +125,7 @@ class BrokerActor:
         """Begin to serve; a second call does nothing. Returns the process id."""
         if self._main is None:
             self._main = asyncio.create_task(self._run())
+            self._main.add_done_callback(self._ended)  # or it would answer pings, and do nothing
         return os.getpid()
 
     @ray.method
@@ -158,6 +159,7 @@ class BrokerActor:
         for name, served in (await self._hosts.find_living()).items():
             self._dispatch(hosting.HostUp(self._machine.slot_in(name), name, served))
         ticking = asyncio.create_task(self._tick())
+        ticking.add_done_callback(self._ended)
         try:
             while True:
                 try:
@@ -338,7 +340,7 @@ class BrokerActor:
 
     async def _look_into(self, host: str) -> None:
         """A log went offline: report what the host serves now."""
-        with contextlib.suppress(OutcomeUnknownError):
+        with contextlib.suppress(RayStreamError):  # then it is looked into with the next failure
             described: HostDescribed = await self._hosts.ask(host, DescribeHost())
             self._dispatch(hosting.Described(host, described.served))
 

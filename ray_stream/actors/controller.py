@@ -96,6 +96,7 @@ class ControllerActor:
                     raise
                 self._started.set()
                 self._main = asyncio.create_task(self._keep_brokers())
+                self._main.add_done_callback(_end_if_broken)
         return os.getpid()
 
     @ray.method
@@ -246,6 +247,14 @@ class ControllerActor:
         broker = self._host.machine.liveness.on_node(node_id)
         if broker is not None:
             self._host.expect_sign(broker.broker_id, self._spec.config.actor_timeout_ms)
+
+
+def _end_if_broken(task: asyncio.Task[None]) -> None:
+    """Or it would answer, and replace no broker any more."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        LOG.critical("the controller broke; the process ends and is replaced", exc_info=error)
+        logging.shutdown()
+        os._exit(70)
 
 
 def _kill(actor: Any) -> None:

@@ -4,6 +4,7 @@ Owns: scanning the root, locks, identities, new directories. Refuses: choosing: 
 which to make is the controller's word (`metadata.adoption`).
 """
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from ray_stream.metadata.commands import (
 )
 from ray_stream.rpc.messages import ErrorInfo
 
+LOG = logging.getLogger(__name__)
 Arguments = ParamSpec("Arguments")
 ResultT = TypeVar("ResultT")
 
@@ -161,10 +163,20 @@ class BrokerDirectories:
         """Keep what is owned, release the rest; record the controller's epoch durably."""
         self.release([one for one in self._held if one not in registered.owned])
         for held in self._held.values():
-            held.identity = directory.see_controller_epoch(
-                self._storage, held.path, held.identity, registered.controller_epoch
-            )
-            directory.finish_deletes(self._storage, held.path)
+            try:
+                held.identity = directory.see_controller_epoch(
+                    self._storage, held.path, held.identity, registered.controller_epoch
+                )
+                directory.finish_deletes(self._storage, held.path)
+            except (RayStreamError, FileNotFoundError) as refused:
+                # Full, or gone: its partitions say so, one by one, and the others are served.
+                LOG.warning(
+                    "%s: controller epoch %d is not noted, tried again with the next registration: "
+                    "%s",
+                    held.path,
+                    registered.controller_epoch,
+                    refused,
+                )
 
     @_in_turn
     def repaired(self, partitions: Sequence[AssignedPartition]) -> list[AssignedPartition]:

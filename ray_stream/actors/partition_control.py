@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 from ray_stream.actors.hosted import Hosted, log_options
 from ray_stream.actors.partition_host import PartitionHost
 from ray_stream.clock import Clock
-from ray_stream.errors import RayStreamError, StorageOfflineError
+from ray_stream.errors import RayStreamError, StorageError, StorageOfflineError
 from ray_stream.log import directory
 from ray_stream.log.partition_log import PartitionLog, delete_log
 from ray_stream.log.storage import Lock, Storage
@@ -103,7 +103,7 @@ class PartitionControl:
             if (spec.topic_id, spec.partition) not in self._host.partitions
         ]
         opened = self._spread(
-            lambda spec: self._open(spec, request.directories[spec.directory_id]), new
+            lambda spec: self._open(spec, request.directories.get(spec.directory_id)), new
         )
         reasons: dict[PartitionKey, str] = {}
         for spec, outcome in zip(new, opened, strict=True):
@@ -118,8 +118,10 @@ class PartitionControl:
         ]
         reply(PartitionsPrepared(results))
 
-    def _open(self, spec: AssignedPartition, root: str) -> Hosted | str:
+    def _open(self, spec: AssignedPartition, root: str | None) -> Hosted | str:
         """The opened partition, or why it cannot be opened."""
+        if root is None:
+            return f"{StorageError.__name__}: {_not_held(spec.directory_id)}"
         try:
             lock = self._locking(self._storage, root, spec.topic_id, spec.partition)
         except RayStreamError as error:
@@ -209,14 +211,28 @@ class PartitionControl:
                 hosted.leading = False
                 self._host.dismiss(hosted)
                 _close(hosted)
-        try:
-            for topic_id, number, directory_id in request.placed if request.delete else ():
-                root = request.directories[directory_id]
-                delete_log(self._storage, directory.partition_path(root, topic_id, number))
-        except RayStreamError as refused:
-            reply(refused)  # the broker asks again
+        kept = self._delete(request) if request.delete else {}
+        if kept and len(kept) == len(request.placed):
+            reply(next(iter(kept.values())))
         else:
-            reply(PartitionsReleased(list(request.partitions)))
+            released = [key for key in request.partitions if tuple(key) not in kept]
+            reply(PartitionsReleased(released))
+
+    def _delete(self, request: ReleasePartitions) -> dict[PartitionKey, RayStreamError]:
+        """Remove files; returns whose could not be removed. The broker asks for those again."""
+        kept: dict[PartitionKey, RayStreamError] = {}
+        for topic_id, number, directory_id in request.placed:
+            root = request.directories.get(directory_id)
+            if root is None:
+                kept[topic_id, number] = _not_held(directory_id)
+                continue
+            try:
+                delete_log(self._storage, directory.partition_path(root, topic_id, number))
+            except RayStreamError as refused:
+                kept[topic_id, number] = refused
+        for (topic_id, number), why in kept.items():
+            LOG.warning("the files of %s-%d cannot be removed: %s", topic_id, number, why)
+        return kept
 
     def served(self) -> list[PartitionServed]:
         """What is led here."""
@@ -263,6 +279,10 @@ class PartitionControl:
         if self._due:
             return min(self._next_look_ms, self._next_checkpoint_ms)
         return self._next_look_ms
+
+
+def _not_held(directory_id: str) -> StorageError:
+    return StorageError(f"the data directory {directory_id} is not held by this node any more")
 
 
 def _served(hosted: Hosted, reason: str) -> PartitionServed:

@@ -21,7 +21,12 @@ from ray.util.client import ray as ray_client
 from ray_stream.actors import registry, spawning
 from ray_stream.actors.calls import call
 from ray_stream.boot import boot_id
-from ray_stream.errors import ForkedProcessError, ProtocolError, RayStreamError
+from ray_stream.errors import (
+    ForkedProcessError,
+    InvalidArgumentError,
+    ProtocolError,
+    RayStreamError,
+)
 from ray_stream.rpc.endpoints import Endpoint
 from ray_stream.rpc.links import IoThread, Link, io_thread
 from ray_stream.rpc.services import Reply
@@ -133,6 +138,9 @@ class Route:
             return link.ask(request, reply)
         except ProtocolError:  # too long for a frame: a Ray call takes it
             self._call(request, reply)
+            return True
+        except (TypeError, ValueError, OverflowError) as error:  # it cannot be said: its own fault
+            reply(InvalidArgumentError(f"{type(request).__name__} cannot be sent: {error}"))
             return True
 
     def opened(self, link: Link) -> None:

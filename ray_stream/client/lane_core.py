@@ -78,6 +78,7 @@ class Lane:
         "producer_id",
         "queue",
         "sent",
+        "spent_id",
         "timer_at_ms",
         "topic",
         "topic_id",
@@ -93,6 +94,8 @@ class Lane:
         self.max_in_flight = max_in_flight
         self.idempotent = idempotent
         self.producer_id: int | None = None
+        self.spent_id: int | None = None
+        """All epochs of this one were used here."""
         self.epoch = 0
         self.address: PartitionAddress | None = None
         """Where the last request went, or the next one will go."""
@@ -167,7 +170,7 @@ class Lane:
         if self.epoch < EPOCH_MAX:
             self.epoch += 1
         else:
-            self.producer_id = None
+            self.spent_id, self.producer_id = self.producer_id, None
             self.epoch = 0
 
     # --- outcomes ----------------------------------------------------------------------------

@@ -427,11 +427,14 @@ class ProducerCore:
         """Whether the lane has a producer id, if it needs one."""
         if not lane.idempotent or lane.producer_id is not None:
             return True
+        if lane.spent_id is not None:
+            self._inquiries.drop_producer_id(lane.spent_id)
         identity = self._inquiries.identity
         if identity is None:
             self._inquiries.want_producer_id(now_ms)
             return False
         lane.producer_id, lane.epoch = identity.producer_id, identity.producer_epoch
+        lane.spent_id = None
         return True
 
     def _send(self, host: str, entries: list[tuple[PartitionAddress, Batch]], now_ms: int) -> None:

@@ -16,6 +16,7 @@ from ray_stream.errors import InvalidArgumentError
 from ray_stream.rpc.messages import EARLIEST, LATEST
 from ray_stream.types import StartPosition, TopicPartition
 
+OFFSET_MAX = 2**63 - 1
 _NAMED = {"earliest": EARLIEST, "latest": LATEST}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
@@ -63,8 +64,10 @@ def _place(where: object, what: str) -> Place:
         return where
     if isinstance(where, bool) or not isinstance(where, int):
         raise InvalidArgumentError(f"{what}={where!r}: {_VALID} is valid")
-    if where < 0:
-        raise InvalidArgumentError(f"{what}={where}: an offset is not negative; {_VALID} is valid")
+    if not 0 <= where <= OFFSET_MAX:
+        raise InvalidArgumentError(
+            f"{what}={where}: an offset is from 0 to {OFFSET_MAX}; {_VALID} is valid"
+        )
     return where
 
 

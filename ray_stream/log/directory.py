@@ -21,6 +21,7 @@ from ray_stream.errors import (
     InconsistentClusterIdError,
     RayStreamError,
 )
+from ray_stream.log import locks
 from ray_stream.log.layout import DELETED_SUFFIX, DRAFT_SUFFIX, remove_tree
 from ray_stream.log.storage import Storage, read_file, replace_file
 from ray_stream.types import TopicIdPartition
@@ -183,7 +184,10 @@ def scan(storage: Storage, data_dir: str) -> list[FoundDirectory]:
     for name in storage.list_directory(data_dir):
         path = f"{data_dir}/{name}"
         if storage.is_directory(path) and storage.exists(f"{path}/{IDENTITY_NAME}"):
-            found.append(_found(storage, path, name))
+            try:
+                found.append(_found(storage, path, name))
+            except FileNotFoundError:
+                continue  # it went while it was looked at
     return found
 
 
@@ -289,7 +293,21 @@ def finish_deletes(storage: Storage, root: str) -> list[str]:
     removed = []
     for name in storage.list_directory(root):
         for suffix in (DELETED_SUFFIX, DRAFT_SUFFIX):
-            if name.endswith(suffix) and parse_partition_name(name.removesuffix(suffix)):
-                remove_tree(storage, f"{root}/{name}")
+            one = parse_partition_name(name.removesuffix(suffix)) if name.endswith(suffix) else None
+            if one is not None and _removed(storage, root, name, locks.partition_position(*one)):
                 removed.append(name)
     return removed
+
+
+def _removed(storage: Storage, root: str, name: str, position: int) -> bool:
+    """Whether that leftover went; it is in nobody's way, and tried again with the next look."""
+    lock = locks.try_lock(storage, root, position)
+    if lock is None:
+        return False  # a living host is at it
+    try:
+        remove_tree(storage, f"{root}/{name}")
+    except RayStreamError:
+        return False
+    finally:
+        lock.release()
+    return True

@@ -4,6 +4,7 @@ Owns: making and removing a log's directory, listing its segments, and the produ
 each. Refuses: looking into segments.
 """
 
+import contextlib
 from itertools import pairwise
 
 from ray_stream.errors import CorruptBatchError, DataDirVersionError, StorageError
@@ -59,8 +60,9 @@ def delete_log(storage: Storage, directory: str) -> None:
 
 def remove_tree(storage: Storage, directory: str) -> None:
     """Remove a directory of plain files."""
-    for name in storage.list_directory(directory):
-        storage.unlink(f"{directory}/{name}")
+    with contextlib.suppress(FileNotFoundError):  # somebody else removes it, too
+        for name in storage.list_directory(directory):
+            storage.unlink(f"{directory}/{name}")
     storage.remove_directory(directory)
 
 

@@ -351,9 +351,10 @@ class DiskStorage:
     def _open(self, path: str, flags: int) -> File:
         try:
             return DiskFile(os.open(path, flags, 0o600), path)
-        except FileNotFoundError:
-            raise
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and not flags & os.O_CREAT:
+                raise
+            # With O_CREAT it is the directory that is gone, which nobody expects.
             raise _translated(error, "open", path) from error
 
     def exists(self, path: str) -> bool:

@@ -111,6 +111,10 @@ class _Slot:
     up: bool = False
     busy: bool = False
     retry_at_ms: int = 0
+    delete_at_ms: int = 0
+    """When to ask again for the removal of what could not be removed."""
+    deletes: int = 0
+    """How many partitions it was asked to remove last."""
     report_at_ms: int | None = None
     """When to report again what is served; None: the last report was heard."""
     partitions: dict[PartitionKey, _Partition] = field(default_factory=dict)
@@ -241,19 +245,22 @@ class BrokerMachine:
             case Led():
                 return self._led(slot, event, now_ms)
             case Released():
-                return self._released(slot, event)
+                return self._released(slot, event, now_ms)
             case Failed():
                 slot.retry_at_ms = now_ms + RETRY_MS
+                slot.delete_at_ms = now_ms + RETRY_OFFLINE_MS  # the rest may go on before
         return []
 
-    def _released(self, slot: _Slot, event: Released) -> list[Effect]:
+    def _released(self, slot: _Slot, event: Released, now_ms: int) -> list[Effect]:
         for key in event.keys:
             slot.partitions.pop(key, None)
         if not event.deleted:
             return []
         for key in event.keys:
             self._delete.pop(key, None)
-        return [ReportDeleted(list(event.keys))]
+        if len(event.keys) < slot.deletes:
+            slot.delete_at_ms = now_ms + RETRY_OFFLINE_MS
+        return [ReportDeleted(list(event.keys))] if event.keys else []
 
     def _prepared(self, slot: _Slot, event: Prepared, now_ms: int) -> list[Effect]:
         offline = []
@@ -323,7 +330,8 @@ class BrokerMachine:
             return StartHost(slot.name, slot.host)
         effect = self._operation(slot, wanted, now_ms)
         slot.busy = effect is not None
-        if effect is None and not wanted and not slot.partitions:
+        idle = not (wanted or slot.partitions or self._must_delete_for(slot))
+        if effect is None and idle:
             effect = StopHost(slot.host)
             slot.host, slot.up = "", False
         return effect
@@ -334,7 +342,10 @@ class BrokerMachine:
         gone = [key for key in slot.partitions if key not in wanted]
         delete = [(key[0], key[1], self._delete[key]) for key in gone if key in self._delete]
         delete += self._must_delete_for(slot)
+        if delete and now_ms < slot.delete_at_ms:
+            delete, gone = [], [key for key in gone if key not in self._delete]
         if delete:
+            slot.deletes = len(delete)
             return Release(
                 slot.host, [(topic_id, number) for topic_id, number, _ in delete], delete
             )

@@ -548,7 +548,6 @@ def test_after_the_last_epoch_comes_another_id() -> None:
     made.settle()
     (lane,) = made.core._lanes.values()
     lane.epoch = EPOCH_MAX
-    made.core._inquiries.drop_producer_id(1)
     made.leaders[0].refusals = [InvalidRecordError("no")]
     made.send(0, b"b")
     made.settle()

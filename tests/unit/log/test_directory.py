@@ -175,7 +175,8 @@ def test_only_leftovers_of_creations_and_deletions_are_removed() -> None:
     for other in (name, "mine.deleted", "metadata"):
         storage.make_directory(f"{ROOT}/{other}")
     assert directory.finish_deletes(storage, ROOT) == [f"{name}.deleted", f"{name}.new"]
-    assert storage.list_directory(ROOT) == [name, "identity.json", "metadata", "mine.deleted"]
+    left = [name, "identity.json", "lock", "metadata", "mine.deleted"]
+    assert storage.list_directory(ROOT) == left
 
 
 # --- verify --------------------------------------------------------------------------------------

@@ -205,3 +205,32 @@ def test_a_directory_counts_as_in_use_until_its_last_partition_is_released() -> 
     assert broker.serves("dir")
     broker.step(hosting.Released(host, release.keys, deleted=False), 0)
     assert not broker.serves("dir")
+
+
+def test_files_that_cannot_be_removed_do_not_keep_a_slot_from_its_partitions() -> None:
+    broker = machine()
+    host = bring_up(broker, assigned(0))
+    doomed = ((TOPIC, 9, "dir"),)
+    now_ms = NOW_MS
+    effects = broker.step(assignment(assigned(0), assigned(1), version=2, delete=doomed), now_ms)
+    for _ in range(10):
+        if any(isinstance(effect, hosting.Prepare) for effect in effects):
+            return
+        now_ms += 500
+        effects = [*broker.step(hosting.Failed(host), now_ms)]
+        now_ms += 500
+        effects += broker.step(hosting.Tick(), now_ms)
+    raise AssertionError("it is asked to remove files, and never to prepare a partition")
+
+
+def test_what_could_not_be_removed_is_asked_for_again() -> None:
+    broker = machine()
+    host = bring_up(broker, assigned(0))
+    doomed = ((TOPIC, 8, "dir"), (TOPIC, 9, "dir"))
+    effects = broker.step(assignment(assigned(0), version=2, delete=doomed), NOW_MS)
+    assert [type(effect) for effect in effects] == [hosting.Release]
+    effects = broker.step(hosting.Released(host, [(TOPIC, 8)], deleted=True), NOW_MS)
+    assert effects == [hosting.ReportDeleted([(TOPIC, 8)])]
+    assert broker.step(hosting.Tick(), NOW_MS + 1) == []
+    effects = broker.step(hosting.Tick(), NOW_MS + 60_000)
+    assert effects == [hosting.Release(host, [(TOPIC, 9)], [(TOPIC, 9, "dir")])]
