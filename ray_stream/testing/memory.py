@@ -320,7 +320,7 @@ class MemoryStorage:
             return self._file_at(path)
         directory = self._inode(_parent(path))
         if directory is None:
-            raise FileNotFoundError(path)
+            raise StorageError(f"open of {path} failed: its directory is missing")
         if not self.free_bytes(path):
             raise _full("open", path)
         created = self.disk.next_inode
