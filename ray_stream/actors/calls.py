@@ -14,7 +14,7 @@ from ray.exceptions import RayError
 
 from ray_stream.actors import spawning
 from ray_stream.errors import OutcomeUnknownError, RayStreamError
-from ray_stream.log.storage import Buffer
+from ray_stream.records.gathered import Part, joined
 from ray_stream.rpc import wire
 from ray_stream.rpc.messages import Failed
 from ray_stream.rpc.services import Reply
@@ -28,7 +28,8 @@ def outgoing(message: msgspec.Struct) -> list[Any]:
     return [_argument(frame) for frame in wire.encode(message)]
 
 
-def _argument(frame: Buffer) -> Any:
+def _argument(part: Part) -> Any:
+    frame = joined(part)
     if len(frame) <= INLINE_BYTES:
         return bytes(frame)
     return np.frombuffer(frame, dtype=np.uint8)

@@ -14,6 +14,7 @@ import msgspec
 from ray_stream.actors.loop import HostLoop
 from ray_stream.errors import InvalidArgumentError, RayStreamError
 from ray_stream.log.storage import Buffer
+from ray_stream.records.gathered import Part, joined
 from ray_stream.rpc import wire
 from ray_stream.rpc.services import Reply
 
@@ -36,7 +37,7 @@ class Door:
             if handler is None:
                 raise InvalidArgumentError(f"{type(request).__name__} is not served by this actor")
         except RayStreamError as error:
-            return wire.encode_error(error)
+            return _plain(wire.encode_error(error))
         answered: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         caller = asyncio.get_running_loop()
 
@@ -50,5 +51,10 @@ class Door:
         self._loop.post(lambda: handler(request, reply))
         answer = await answered
         if isinstance(answer, RayStreamError):
-            return wire.encode_error(answer)
-        return wire.encode(answer)
+            return _plain(wire.encode_error(answer))
+        return _plain(wire.encode(answer))
+
+
+def _plain(parts: Sequence[Part]) -> list[Buffer]:
+    """For Ray, each in one place."""
+    return [joined(part) for part in parts]

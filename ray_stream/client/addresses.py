@@ -10,8 +10,8 @@ from functools import partial
 
 import numpy as np
 
-from ray_stream.client.batching_core import Columns
 from ray_stream.client.calls import warn_in_running_loop
+from ray_stream.client.columns import Columns
 from ray_stream.client.record_checks import check_size, checked_partition
 from ray_stream.client.rows import OpenRows, Row
 from ray_stream.client.sender import Sender

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ray_stream.client.batching_core import Columns, Single
+from ray_stream.client.columns import Columns, Single
 from ray_stream.client.record_checks import BATCH_OVERHEAD_BYTES
 from ray_stream.client.rows import PLAIN, OpenRows, Row, widened
 from ray_stream.clock import Clock

@@ -27,7 +27,7 @@ batch behind a hole is reported, never renumbered: fewer states, and no way to w
 from collections import deque
 from typing import NamedTuple
 
-from ray_stream.client.batching_core import Batch
+from ray_stream.client.batch import Batch
 from ray_stream.client.topics import PartitionAddress
 from ray_stream.errors import (
     InvalidProducerEpochError,

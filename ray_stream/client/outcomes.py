@@ -8,7 +8,8 @@ import logging
 import threading
 from typing import Any
 
-from ray_stream.client.batching_core import Batch, Columns, OnDelivery
+from ray_stream.client.batch import Batch
+from ray_stream.client.columns import Columns, OnDelivery
 from ray_stream.client.producer_events import Delivered
 from ray_stream.errors import DeliveryError, OutcomeUnknownError, RayStreamError
 from ray_stream.records.header import HEADER_BYTES, decode_header

@@ -11,8 +11,8 @@ from types import TracebackType
 from typing import Any, NoReturn, Self
 
 from ray_stream.client.addresses import Addresses
-from ray_stream.client.batching_core import OnDelivery
 from ray_stream.client.calls import check_timeout, warn_in_running_loop
+from ray_stream.client.columns import OnDelivery
 from ray_stream.client.exit_hook import watch
 from ray_stream.client.outcomes import Receipt
 from ray_stream.client.record_checks import check_timestamp, checked_headers, header_bytes

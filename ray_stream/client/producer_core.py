@@ -15,7 +15,7 @@ import heapq
 import random
 from typing import NamedTuple
 
-from ray_stream.client.batching_core import Batch
+from ray_stream.client.batch import Batch
 from ray_stream.client.inquiries_core import Inquiries
 from ray_stream.client.lane_core import FENCING_ERRORS, SEQUENCE_ERRORS, Lane, Resolved
 from ray_stream.client.producer_events import (
@@ -441,11 +441,11 @@ class ProducerCore:
         part: list[tuple[PartitionAddress, Batch]] = []
         size = 0
         for entry in entries:
-            if part and size + len(entry[1].data) > REQUEST_BYTES_MAX:
+            if part and size + entry[1].size > REQUEST_BYTES_MAX:
                 self._send_request(host, part, now_ms)
                 part, size = [], 0
             part.append(entry)
-            size += len(entry[1].data)
+            size += entry[1].size
         self._send_request(host, part, now_ms)
 
     def _send_request(

@@ -5,7 +5,7 @@ Owns: the shapes. Refuses: deciding (`producer_core`) and doing (`sender`, the s
 
 from dataclasses import dataclass
 
-from ray_stream.client.batching_core import Batch
+from ray_stream.client.batch import Batch
 from ray_stream.errors import RayStreamError
 from ray_stream.metadata.commands import InitProducerId, ProducerIdGiven
 from ray_stream.rpc.messages import (

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pyarrow as pa
 
-from ray_stream.client.batching_core import Columns
+from ray_stream.client.columns import Columns
 from ray_stream.errors import (
     InvalidArgumentError,
     InvalidRecordError,

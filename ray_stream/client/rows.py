@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ray_stream.client.batching_core import Columns, OnDelivery, Single
+from ray_stream.client.columns import Columns, OnDelivery, Single
 from ray_stream.client.partitioner import NO_PARTITION
 from ray_stream.metadata.commands import TopicMetadata
 from ray_stream.types import Headers
@@ -166,10 +166,19 @@ def binary_column(cells: Sequence[bytes | None]) -> pa.Array | None:
         validity = pa.py_buffer(np.packbits(valid, bitorder="little"))
         cells = [b"" if cell is None else cell for cell in cells]
         data = b"".join(cells)  # type: ignore[arg-type]
-    offsets = np.zeros(count + 1, np.int32)
-    np.cumsum(np.fromiter(map(len, cells), np.int32, count), out=offsets[1:])  # type: ignore[arg-type]
-    buffers = [validity, pa.py_buffer(offsets), pa.py_buffer(data)]
+    buffers = [validity, pa.py_buffer(_cell_offsets(cells)), pa.py_buffer(data)]  # type: ignore[arg-type]
     return pa.Array.from_buffers(pa.binary(), count, buffers)
+
+
+def _cell_offsets(cells: Sequence[bytes]) -> npt.NDArray[np.int32]:
+    """Where each cell begins, and the last one ends."""
+    count, width = len(cells), len(cells[0]) if cells else 0
+    # Equal lengths are the usual case, and counted in half the time that an array of them takes.
+    if cells and len(cells[-1]) == width and list(map(len, cells)).count(width) == count:
+        return np.arange(count + 1, dtype=np.int32) * np.int32(width)
+    offsets = np.zeros(count + 1, np.int32)
+    np.cumsum(np.fromiter(map(len, cells), np.int32, count), out=offsets[1:])
+    return offsets
 
 
 def _integer_column(numbers: npt.NDArray[Any], kind: pa.DataType) -> pa.Array:

@@ -22,8 +22,10 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
-from ray_stream.client.batching_core import Batch, Batcher, Columns
+from ray_stream.client.batch import Batch
+from ray_stream.client.batching_core import Batcher
 from ray_stream.client.buffer import SendBuffer, Taken
+from ray_stream.client.columns import Columns
 from ray_stream.client.outcomes import Outcomes
 from ray_stream.client.producer_core import ProducerCore
 from ray_stream.client.producer_events import (

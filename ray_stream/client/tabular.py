@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_stream.client.batching_core import Columns
+from ray_stream.client.columns import Columns
 from ray_stream.errors import (
     InvalidArgumentError,
     InvalidTimestampError,

@@ -18,6 +18,9 @@ from functools import lru_cache
 from itertools import accumulate
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from ray_stream.errors import CorruptBatchError
 from ray_stream.records.header import (
     COLUMN_FLAGS,
@@ -35,6 +38,8 @@ _CONTINUATION = 0xFFFFFFFF
 _PREFIX_BYTES = 8
 _METADATA_V5 = 4
 _RECORD_BATCH = 3
+_BODY_WORD, _ROWS_WORD, _NODES_WORD = 4, 8, 10
+"""Where the length of the body, the rows and the nodes stand, in words of eight bytes."""
 _OFFSET = struct.Struct("<i")
 _EDGES = struct.Struct("<ii")
 FIXED_WIDTH = {FLAG_TIMESTAMP: 8, FLAG_OFFSET_DELTA: 4}
@@ -46,6 +51,9 @@ _SIZES = {  # (nodes, buffers) of a column: binary, binary, int64, map<string, b
     FLAG_HEADERS: (4, 9),
     FLAG_OFFSET_DELTA: (1, 2),
 }
+
+
+Int64s = npt.NDArray[np.int64]
 
 
 class Shape:
@@ -140,6 +148,37 @@ def encode_metadata(flags: int, record_count: int, shape: Shape) -> bytes:
         *(10, 20, 8, 4, 16, 0, 12, 16, record_count, 12 + 16 * form.nodes),
         *(form.nodes, *shape.nodes, 0, form.buffers, *places),
     )
+
+
+def metadata_words(flags: int, counts: Int64s, data_bytes: Sequence[Int64s]) -> Int64s:
+    """As `encode_metadata`, for many messages of `key` and `value` without nulls.
+
+    Args:
+        flags: which columns, as everywhere.
+        counts: rows of each message.
+        data_bytes: for each column, the bytes of its cells in each message.
+
+    Returns:
+        A row of eight-byte words for each message; every number that varies is one of them.
+    """
+    form = _form(flags & COLUMN_FLAGS)
+    shape = Shape()
+    for _ in data_bytes:
+        shape.add_binary(0, 0, 0)
+    template = np.frombuffer(encode_metadata(flags, 0, shape), np.int64)
+    words = np.tile(template, (len(counts), 1))
+    words[:, _ROWS_WORD] = counts
+    position: Int64s = np.zeros_like(counts)
+    place = _NODES_WORD + 2 * form.nodes + 1
+    for column, size in enumerate(data_bytes):
+        words[:, _NODES_WORD + 2 * column] = counts
+        for length in (np.zeros_like(counts), 4 * (counts + 1), size):
+            words[:, place] = position
+            words[:, place + 1] = length
+            position = position + length + -length % ALIGNMENT
+            place += 2
+    words[:, _BODY_WORD] = position
+    return words
 
 
 def check_message(payload: Buffer, flags: int, record_count: int) -> None:

@@ -13,6 +13,8 @@ from enum import IntEnum
 from typing import NamedTuple
 
 import crc32c
+import numpy as np
+import numpy.typing as npt
 
 from ray_stream.errors import CorruptBatchError
 
@@ -27,6 +29,23 @@ LENGTH_MAX = 256 * 1024 * 1024
 LAYOUT = struct.Struct("<IBBBBIIIIIiiihqiqqqiqqq22s")
 assert LAYOUT.size == HEADER_BYTES
 
+Int64s = npt.NDArray[np.int64]
+
+_ROW = np.dtype(
+    {
+        "names": [
+            "payload_crc",
+            "length",
+            "uncompressed_length",
+            "record_count",
+            "last_offset_delta",
+        ],
+        "formats": ["<u4", "<u4", "<u4", "<i4", "<i4"],
+        "offsets": [16, 20, 24, 28, 32],
+        "itemsize": HEADER_BYTES,
+    }
+)
+"""The fields that differ from batch to batch when many are built at once."""
 _CRC_POSITION = 12
 _CRC_END = 16
 _U32 = struct.Struct("<I")
@@ -186,9 +205,48 @@ def with_producer(
     A client builds a batch once and learns these only when the batch is first sent.
     """
     stamped = bytearray(raw)
-    _PRODUCER.pack_into(stamped, _PRODUCER_POSITION, producer_epoch, producer_id, base_sequence)
-    _U32.pack_into(stamped, _CRC_POSITION, header_checksum(stamped))
+    stamp_producer(
+        stamped,
+        producer_id=producer_id,
+        producer_epoch=producer_epoch,
+        base_sequence=base_sequence,
+    )
     return bytes(stamped)
+
+
+def stamp_producer(
+    raw: bytearray | memoryview, *, producer_id: int, producer_epoch: int, base_sequence: int
+) -> None:
+    """As `with_producer`, in place; `raw` begins with the header."""
+    _PRODUCER.pack_into(raw, _PRODUCER_POSITION, producer_epoch, producer_id, base_sequence)
+    _U32.pack_into(raw, _CRC_POSITION, header_checksum(raw))
+
+
+def header_rows(
+    flags: int, checksums: Int64s, lengths: Int64s, counts: Int64s, timestamp: int
+) -> Int64s:
+    """Headers of many batches of producers, without producer and without their own checksum.
+
+    Args:
+        flags: of each.
+        checksums: of each payload.
+        lengths: bytes of each payload, which is not compressed.
+        counts: records of each.
+        timestamp: ms; of every record.
+
+    Returns:
+        A row of eight-byte words for each header; `stamp_producer` makes it complete.
+    """
+    plain = encode_header(
+        BatchHeader(flags=flags, base_timestamp=timestamp, max_timestamp=timestamp)
+    )
+    words = np.tile(np.frombuffer(plain, np.int64), (len(counts), 1))
+    rows = words.view(_ROW)[:, 0]
+    rows["payload_crc"] = checksums
+    rows["length"] = rows["uncompressed_length"] = lengths
+    rows["record_count"] = counts
+    rows["last_offset_delta"] = counts - 1
+    return words
 
 
 def stamp_header(

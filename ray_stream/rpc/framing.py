@@ -18,6 +18,7 @@ from typing import NamedTuple
 from ray_stream.errors import ProtocolError
 from ray_stream.log.buffers import new_buffer
 from ray_stream.log.storage import Buffer
+from ray_stream.records.gathered import Gathered, Part
 
 MAGIC = b"RStr"
 VERSION = 1
@@ -54,26 +55,33 @@ class Frame(NamedTuple):
     parts: list[memoryview]
 
 
-def frame_bytes(parts: Sequence[Buffer]) -> int:
+def frame_bytes(parts: Sequence[Part]) -> int:
     """How many bytes stand behind the header of a frame of these parts."""
     return 4 * len(parts) + sum(map(len, parts))
 
 
-def encode_frame(kind: FrameKind, correlation_id: int, parts: Sequence[Buffer]) -> list[Buffer]:
-    """Header and table in one buffer, and behind it the parts as they are.
+def encode_frame(kind: FrameKind, correlation_id: int, parts: Sequence[Part]) -> list[Buffer]:
+    """Header and table in one buffer, and behind it the parts as they are, piece by piece.
 
     Raises:
         ProtocolError: more than a frame may hold.
     """
-    length = frame_bytes(parts)
+    lengths = list(map(len, parts))
+    length = 4 * len(parts) + sum(lengths)
     if length > FRAME_BYTES_MAX or len(parts) > PARTS_MAX:
         raise ProtocolError(
             f"{length} bytes in {len(parts)} parts do not fit in a frame: at most "
             f"{FRAME_BYTES_MAX} bytes in {PARTS_MAX} parts do"
         )
     header = _HEADER.pack(MAGIC, VERSION, kind, 0, correlation_id, len(parts), length)
-    table = struct.pack(f"<{len(parts)}I", *map(len, parts))
-    return [header + table, *parts]
+    table = struct.pack(f"<{len(parts)}I", *lengths)
+    buffers: list[Buffer] = [header + table]
+    for part in parts:
+        if isinstance(part, Gathered):
+            buffers += part.pieces
+        else:
+            buffers.append(part)
+    return buffers
 
 
 class FrameParser:

@@ -62,7 +62,8 @@ class ProduceRequest(msgspec.Struct, frozen=True, tag=True, array_like=True):
     timeout_ms: int
     partitions: list[ProducePartition]
     batches: list[Any]
-    """One batch (header and payload in one buffer) for each entry of `partitions`."""
+    """One batch (header and payload) for each entry of `partitions`: in one buffer when it was
+    received, and as it lies (`records.gathered.Part`) when it is sent."""
 
 
 class ProduceResult(msgspec.Struct, frozen=True, array_like=True):

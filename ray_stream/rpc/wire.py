@@ -13,6 +13,7 @@ from ray_stream.errors import InvalidArgumentError, RayStreamError
 from ray_stream.groups import commands as groups
 from ray_stream.log.storage import Buffer
 from ray_stream.metadata import commands
+from ray_stream.records.gathered import Part
 from ray_stream.rpc import hosting, messages
 
 Message = (
@@ -76,7 +77,7 @@ _WITH_BATCHES = (messages.ProduceRequest, messages.FetchResponse)
 MESSAGE_TYPES: tuple[type[msgspec.Struct], ...] = get_args(Message)
 
 
-def encode(message: msgspec.Struct) -> list[Buffer]:
+def encode(message: msgspec.Struct) -> list[Part]:
     """The envelope, and behind it the batches that travel beside the message."""
     if isinstance(message, _WITH_BATCHES):
         batches = message.batches
@@ -105,6 +106,6 @@ def decode(frames: Sequence[Buffer]) -> Any:  # noqa: ANN401 - the union, narrow
     return message
 
 
-def encode_error(error: RayStreamError) -> list[Buffer]:
+def encode_error(error: RayStreamError) -> list[Part]:
     """An error in place of an answer."""
     return encode(messages.Failed(messages.ErrorInfo.of(error)))

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from ray_stream.errors import LeaderNotAvailableError, OutcomeUnknownError, RayStreamError
-from ray_stream.log.storage import Buffer
+from ray_stream.records.gathered import Part
 from ray_stream.rpc import wire
 from ray_stream.rpc.messages import Failed
 from ray_stream.rpc.services import Reply
@@ -146,7 +146,7 @@ class _Call:
         self._method = method
         self._reply: Reply[Any] | None = reply
 
-    def send(self, frames: list[Buffer]) -> None:
+    def send(self, frames: list[Part]) -> None:
         sent = [bytes(frame) for frame in frames]
         node = self._network.node_of(self._target)
         if node is None:

@@ -10,7 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from ray_stream.client.batching_core import Batch, Batcher, Columns
+from ray_stream.client.batch import Batch
+from ray_stream.client.batching_core import Batcher
+from ray_stream.client.columns import Columns
 from ray_stream.client.consumer_core import ConsumerCore
 from ray_stream.client.consumer_events import Answered, Assign, Send, Tick
 from ray_stream.client.producer_core import ProducerCore

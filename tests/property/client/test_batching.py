@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from ray_stream.client import batching_core
-from ray_stream.client.batching_core import Batch, Batcher, Columns
+from ray_stream.client import columns as columns_module
+from ray_stream.client.batch import Batch
+from ray_stream.client.batching_core import Batcher
+from ray_stream.client.columns import Columns
 from ray_stream.client.partitioner import partition_of_key
 from ray_stream.client.rows import FULL, KEYED, PLAIN, OpenRows, widened
 from ray_stream.config import TopicConfig
@@ -141,7 +143,7 @@ def test_a_slice_of_columns_has_the_sizes_of_its_rows(
     window_rows = data.draw(st.integers(1, 5))
     sizes = columns.sizes().tolist()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batching_core, "_WINDOW_ROWS", window_rows)
+        patch.setattr(columns_module, "_WINDOW_ROWS", window_rows)
         windows = [size for _, window in columns.size_windows() for size in window.tolist()]
         assert windows == sizes
         begin, limit = 0, data.draw(st.integers(1, 60))
@@ -244,3 +246,34 @@ def test_a_topic_made_anew_with_fewer_partitions_gets_no_record_for_another(alon
             else:
                 (batch,) = batcher.build(described, rows.columns())
             assert batch.partition < len(described.partitions)
+
+
+@given(
+    st.lists(st.tuples(st.binary(max_size=4), st.binary(max_size=9)), min_size=1, max_size=80),
+    st.integers(2, 40),
+    st.integers(1, 300),
+    st.sampled_from([400, 64 * 2**20]),
+)
+def test_keyed_rows_are_shared_out_by_key_in_their_order(
+    records: list[tuple[bytes, bytes]], partitions: int, batch_size: int, max_batch_bytes: int
+) -> None:
+    described = topic(partitions, max_batch_bytes)
+    rows = OpenRows(described, KEYED, 10**6, 10**6, 5, STAMP)
+    for record in records:
+        rows.rows.extend(record)
+    rows.take()
+    batcher = Batcher(batch_size, Compression.NONE, random.Random(0))
+    batches = batcher.build(described, rows.columns())
+    placed: dict[int, list[tuple[Any, ...]]] = {}
+    for batch in batches:
+        assert batch.size == len(batch.bytes())
+        assert batch.size <= max_batch_bytes or batch.record_count == 1
+        found = decoded(batch)
+        assert batch.record_count == len(found)
+        assert batch.record_bytes == sum(len(key) + len(value) or 1 for key, value, _, _ in found)
+        placed.setdefault(batch.partition, []).extend(found)
+    expected: dict[int, list[tuple[Any, ...]]] = {}
+    for key, value in records:
+        place = partition_of_key(key, partitions)
+        expected.setdefault(place, []).append((key, value, STAMP, []))
+    assert placed == expected

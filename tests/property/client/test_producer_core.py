@@ -11,7 +11,7 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_stream.client.batching_core import Batch
+from ray_stream.client.batch import Batch
 from ray_stream.client.producer_events import Delivered, Failed
 from ray_stream.config import ProducerConfig
 from ray_stream.errors import (

@@ -12,7 +12,9 @@ from functools import partial
 
 import pyarrow as pa
 
-from ray_stream.client.batching_core import Batch, Batcher, Columns
+from ray_stream.client.batch import Batch
+from ray_stream.client.batching_core import Batcher
+from ray_stream.client.columns import Columns
 from ray_stream.client.producer_core import ProducerCore
 from ray_stream.client.producer_events import (
     Abandoned,

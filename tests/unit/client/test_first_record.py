@@ -11,7 +11,7 @@ from ray_stream.records import arrays
 
 SCRIPT = """
 import sys
-from ray_stream.client.batching_core import Columns
+from ray_stream.client.columns import Columns
 from ray_stream.client.partitioner import partitions_of_keys
 from ray_stream.client.rows import binary_column
 from ray_stream.records.builder import RecordColumns, build_batch

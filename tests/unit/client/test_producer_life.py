@@ -14,7 +14,7 @@ import pytest
 
 from ray_stream.client import calls
 from ray_stream.client import producer as producer_module
-from ray_stream.client.batching_core import Batch
+from ray_stream.client.batch import Batch
 from ray_stream.client.buffer import SendBuffer, Taken
 from ray_stream.client.producer import Producer
 from ray_stream.client.sender import Sender
