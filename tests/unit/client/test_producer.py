@@ -23,6 +23,7 @@ from ray_stream.errors import (
     InvariantViolationError,
     OutcomeUnknownError,
     RayStreamError,
+    UnknownOptionError,
     UnknownTopicOrPartitionError,
 )
 from ray_stream.types import RecordMetadata
@@ -600,3 +601,13 @@ def test_an_interruption_while_a_batch_is_sealed_loses_and_doubles_nothing(
     assert services.values() == [b"a", b"b", b"c"]
     assert one.metrics()["buffer_bytes"] == 0
     assert buffer._used == buffer._taken == 0
+
+
+def test_an_unknown_option_names_the_nearest(services: ProduceServices, producer: Make) -> None:
+    services.make()
+    one = producer()
+    one.send("t", b"short way")  # opens a batch
+    with pytest.raises(UnknownOptionError, match="did you mean 'partition'"):
+        one.send("t", b"v", partiton=0)  # type: ignore[call-arg]
+    one.flush()
+    assert services.values() == [b"short way"]
