@@ -23,12 +23,12 @@ from ray_stream.config import ProducerConfig
 from ray_stream.errors import BufferFullError
 from ray_stream.metadata.commands import TopicMetadata
 
-OPEN_PART = 8
+OPEN_PART = 4
 """The open batch of a topic is at most such a part of `buffer_memory`."""
 OPEN_BYTES_MAX = 1 << 30
 """And never more: the offsets of an Arrow column end at 2 GiB."""
-BACKLOG_LINGER_MS = 25
-"""While batches of a topic wait to be sent anyway, its open batch grows for so long."""
+BACKLOG_LINGER_MS = 100
+"""While as much of a topic is under way as its open batch may take, that grows for so long."""
 
 
 class SealedColumns(NamedTuple):
@@ -205,7 +205,8 @@ class SendBuffer:
         with self._lock:
             for name, rows in list(self.open.items()):
                 due_ms = rows.opened_ms + linger_ms
-                if due_ms <= now_ms and backlog(name):
+                is_busy = self._taken >= rows.full_at or backlog(name)
+                if due_ms <= now_ms and is_busy:
                     due_ms = rows.opened_ms + max(linger_ms, BACKLOG_LINGER_MS)
                 if due_ms <= now_ms:
                     self._seal(name)
@@ -304,8 +305,11 @@ class SendBuffer:
                     "came before is kept; send more slowly, or raise one of the two"
                 )
             self._check_wait()
-            for name in list(self.open):
-                self._seal(name)
+            if 2 * sum(rows.granted for rows in self.open.values()) >= self._used:
+                # Nothing else is left to make room. Else what is under way will, and batches
+                # that are sealed too early are many small ones.
+                for name in list(self.open):
+                    self._seal(name)
             self._wake()
             self._waiting += 1
             try:
