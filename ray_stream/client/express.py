@@ -77,6 +77,7 @@ class Express:
         self._services = services
         self._acks = -1 if config.acks == "all" else config.acks
         self._timeout_ms = config.request_timeout_ms
+        self._patience_ms = min(config.request_timeout_ms, config.delivery_timeout_ms)
         self._clock = clock
         self._batcher = batcher
         self._put = put
@@ -172,28 +173,35 @@ class Express:
             if not self._lanes[oldest].sent and self._lanes[oldest].given is None:
                 del self._lanes[oldest]
 
-    def take(self, adopt: Callable[[list[Alone]], None], *, close: bool) -> None:
-        """Hand over what went out, each partition's in order.
+    def take(self, adopt: Callable[[list[Alone]], None], now_ms: int, *, close: bool) -> None:
+        """Hand over what went out, each partition's in order, all at once.
 
         Args:
-            adopt: takes note of it.
-            close: take all passes back first.
+            adopt: takes note of it, at this very time.
+            now_ms: monotonic.
+            close: take all passes back first. So it is as well when something of it times out now.
         """
+        close = close or any(
+            alone.sent_ms + self._patience_ms <= now_ms for alone in self._pending()
+        )
+        went: list[tuple[_Lane, int]] = []
+        sent: list[Alone] = []
         for lane in self._lanes.values():
-            if not lane.sent and not (close and lane.given is not None):
-                continue
+            if lane.sent or (close and lane.given is not None):
+                with lane.lock:
+                    if close:
+                        lane.given = None
+                    went.append((lane, len(lane.sent)))
+                    sent += lane.sent
+        if not sent:
+            return
+        adopt(sent)  # not under a lock: it may call the user's code
+        for lane, count in went:
             with lane.lock:
-                if close:
-                    lane.given = None
-                sent = list(lane.sent)
-            if not sent:
-                continue
-            adopt(sent)  # not under the lock: it may call the user's code
-            with lane.lock:
-                del lane.sent[: len(sent)]
+                del lane.sent[:count]
                 if lane.given is not None:
-                    lane.given = lane.given.after(len(sent))
-            self._watched_until_ms = self._clock.monotonic_ms() + 2 * LOOK_MS
+                    lane.given = lane.given.after(count)
+        self._watched_until_ms = now_ms + 2 * LOOK_MS
 
     def give(self, pass_of: Callable[[Key], Pass | None]) -> None:
         """Give passes anew."""

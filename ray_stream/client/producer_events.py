@@ -63,7 +63,7 @@ class BatchesBuilt:
 
 @dataclass(frozen=True, slots=True)
 class WentAlone:
-    """Batches of one partition went out by its pass, in this order."""
+    """Batches went out by passes, each partition's in this order."""
 
     sent: list[Alone]
 

@@ -310,8 +310,7 @@ class Sender:
             self.ended.set()
 
     def _look_at_time(self) -> None:
-        due_ms = self._core.next_deadline_ms
-        if due_ms is not None and due_ms <= self.clock.monotonic_ms():
+        if self._is_due(self.clock.monotonic_ms()):
             self._step(Tick())
 
     def _is_over(self) -> bool:
@@ -381,14 +380,25 @@ class Sender:
                 self._unresolved[batch.generation] = count + batch.record_count
 
     def _take_note(self, *, close: bool = False) -> None:
-        """Let the core know what went out past it."""
-        self.express.take(self._adopt, close=close)
+        """Let the core know what went out past it.
 
-    def _adopt(self, sent: list[Alone]) -> None:
+        Args:
+            close: take passes back first. So it is as well when something is due: the core looks at
+                the time in every step, and with passes out nothing but acknowledgements may happen.
+        """
+        now_ms = self.clock.monotonic_ms()
+        close = close or self._is_due(now_ms)
+        self.express.take(partial(self._adopt, now_ms), now_ms, close=close)
+
+    def _is_due(self, now_ms: int) -> bool:
+        due_ms = self._core.next_deadline_ms
+        return due_ms is not None and due_ms <= now_ms
+
+    def _adopt(self, now_ms: int, sent: list[Alone]) -> None:
         batches = [alone.batch for alone in sent]
         self._count(batches)
         self.buffer.adopted(sum(batch.record_bytes for batch in batches))
-        self._perform_all(WentAlone(sent))
+        self._perform_all(WentAlone(sent), now_ms)
 
     def _pass_for(self, key: tuple[str, int]) -> Pass | None:
         if self._stopping or self.buffer.has_sealed:
@@ -414,15 +424,13 @@ class Sender:
         self.buffer.release(0)
 
     def _step(self, event: Event) -> None:
-        due_ms = self._core.next_deadline_ms
-        if not is_acknowledgement(event) or (
-            due_ms is not None and due_ms <= self.clock.monotonic_ms()
-        ):
+        now_ms = self.clock.monotonic_ms()
+        if self._is_due(now_ms) or not is_acknowledgement(event):
             self._take_note(close=True)
-        self._perform_all(event)
+        self._perform_all(event, now_ms)
 
-    def _perform_all(self, event: Event) -> None:
-        for effect in self._core.step(event, self.clock.monotonic_ms()):
+    def _perform_all(self, event: Event, now_ms: int) -> None:
+        for effect in self._core.step(event, now_ms):
             self._perform(effect)
 
     def _perform(self, effect: Effect) -> None:

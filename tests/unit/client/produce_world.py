@@ -289,7 +289,8 @@ class ProduceWorld:
         """As the sender does: passes are taken back before anything but acknowledgements."""
         due_ms = self.core.next_deadline_ms
         is_due = due_ms is not None and due_ms <= self.time_ms
-        self.express.take(self._adopt, close=is_due or not is_acknowledgement(event))
+        close = is_due or not is_acknowledgement(event)
+        self.express.take(self._adopt, self.time_ms, close=close)
         self._step(event)
         if self.rng.random() < 0.8:
             self.express.give(lambda key: self.core.pass_for(*key, self.time_ms))
