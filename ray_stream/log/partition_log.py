@@ -263,28 +263,26 @@ class PartitionLog:
 
     def _write_some(self, staged: list[Staged], first: int, now_ms: int) -> int:
         """Write from `first` on what fits the segment, and return where the rest begins."""
-        active = self._log.active
-        limit = self._log.options.segment_bytes
+        log, options = self._log, self._log.options
+        active = log.active
         size = active.size + staged[first].header.batch_bytes
         age_ms = now_ms - active.first_timestamp
-        if active.size and (size > limit or age_ms >= self._log.options.segment_ms):
-            self._log.roll(now_ms)
-            active = self._log.active
+        if active.size and (size > options.segment_bytes or age_ms >= options.segment_ms):
+            log.roll(now_ms)
+            active = log.active
             size = staged[first].header.batch_bytes
         end = first + 1
-        while end < len(staged) and size + staged[end].header.batch_bytes <= limit:
+        while end < len(staged):
             size += staged[end].header.batch_bytes
+            if size > options.segment_bytes:
+                break
             end += 1
         group = staged[first:end]
-        active.append(
-            [buffer for one in group for buffer in one.buffers],
-            [one.header for one in group],
-            self._log.options.index_interval_bytes,
-        )
-        self._log.reader.remember(self._log.end.offset, active, self._log.end.position)
+        active.append(group, options.index_interval_bytes)
+        log.reader.remember(log.end.offset, active, log.end.position)
         for one in group:
-            self._log.producers.replay(one.header, expiry_ms=self._log.options.producer_expiry_ms)
-        self._log.end = Place(group[-1].header.next_offset, active.base_offset, active.size)
+            log.producers.replay(one.header, expiry_ms=options.producer_expiry_ms)
+        log.end = Place(group[-1].header.next_offset, active.base_offset, active.size)
         return end
 
     @staticmethod

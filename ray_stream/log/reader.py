@@ -141,10 +141,10 @@ class LogReader:
 
     def remember(self, offset: int, segment: Segment, position: int) -> None:
         """A batch begins there, or will: for the reader that comes for it next."""
-        self._places.pop(offset, None)
-        while len(self._places) >= _PLACES_REMEMBERED:
-            del self._places[next(iter(self._places))]
-        self._places[offset] = (segment, position)
+        places = self._places
+        if places.pop(offset, None) is None and len(places) >= _PLACES_REMEMBERED:
+            del places[next(iter(places))]
+        places[offset] = (segment, position)
 
     def truncated(self, end_offset: int) -> None:
         """Everything from `end_offset` on was cut off."""
