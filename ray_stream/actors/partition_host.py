@@ -160,22 +160,21 @@ class PartitionHost:
         for hosted in dirty.values():
             if hosted.staged:
                 self._append_staged(hosted)
-                self._open_logs.used(hosted.key, hosted.log)
-                if unsynced := hosted.log.unsynced_segments:
-                    if unsynced > UNSYNCED_SEGMENTS_MAX:
-                        self._rest_now(hosted)
-                    else:
-                        self.sync_in_background(hosted)
-                self._make_room()
+                self._keep_few_open(hosted)
             self._advance(hosted)
         for key in self._open_logs.rest():
             self.sync_in_background(self._partitions[key])
 
-    def _make_room(self) -> None:
-        """Sync and close one here, should so many wait for syncs with their files open."""
-        key = self._open_logs.crowding()
-        if key is not None:
-            self._rest_now(self._partitions[key])
+    def _keep_few_open(self, hosted: Hosted) -> None:
+        """Sync what was sealed; sync and close one, should so many wait with their files open."""
+        crowding = self._open_logs.used(hosted.key, hosted.log)
+        if unsynced := hosted.log.unsynced_segments:
+            if unsynced > UNSYNCED_SEGMENTS_MAX:
+                self._rest_now(hosted)
+            else:
+                self.sync_in_background(hosted)
+        if crowding is not None:
+            self._rest_now(self._partitions[crowding])
 
     def _rest_now(self, hosted: Hosted) -> None:
         self._open_logs.forget(hosted.key)
@@ -257,24 +256,36 @@ class PartitionHost:
     def _append_staged(self, hosted: Hosted) -> None:
         staged, hosted.staged = hosted.staged, []
         log, config = hosted.log, hosted.spec.config
-        leader_epoch = log.leader_epoch
+        topic_id, partition = hosted.key
+        leader_epoch, log_start = log.leader_epoch, log.start_offset
         appended = log.append(
             [batch for batch, _, _ in staged],
             leader_epoch=leader_epoch,
             now_ms=self._clock.now_ms(),
+            keep=any(one.request.min_bytes <= 1 for one in hosted.parked.values()),
         )
         is_log_append_time = config.message_timestamp_type == "LogAppendTime"
         for (_, pending, position), outcome in zip(staged, appended, strict=True):
             if not isinstance(outcome, Appended):
                 pending.settle(position, _produce_error(_address_of(hosted), outcome))
                 continue
-            durability = config.durability if pending.acks != ACKS_NONE else "none"
+            base_offset, next_offset, append_timestamp, is_duplicate = outcome
+            is_promised = pending.acks != ACKS_NONE
+            durability = config.durability if is_promised else "none"
+            # In the order of its fields: names would cost as much as the rest of it.
             result = ProduceResult(
-                *(*hosted.key, None, outcome.base_offset, outcome.append_timestamp),
-                *(is_log_append_time, log.start_offset, leader_epoch, durability),
-                outcome.duplicate,
+                topic_id,
+                partition,
+                None,
+                base_offset,
+                append_timestamp,
+                is_log_append_time,
+                log_start,
+                leader_epoch,
+                durability,
+                is_duplicate,
             )
-            end_offset = 0 if pending.acks == ACKS_NONE else outcome.next_offset
+            end_offset = next_offset if is_promised else 0
             waiting = Waiting(end_offset, pending, position, result, durability == _FSYNC)
             hosted.waiting.append(waiting)
         if hosted.log.offline:
@@ -285,16 +296,17 @@ class PartitionHost:
 
         Fetches first: whoever is waited for elsewhere is the one that has asked for records.
         """
-        if (
-            hosted.spec.config.durability == _FSYNC
-            or hosted.altered
-            or any(one.wants_sync for one in hosted.waiting)
-        ):
+        is_fsync = hosted.spec.config.durability == _FSYNC
+        if is_fsync or hosted.altered:
             self.sync_in_background(hosted)
-        for fetch in list(hosted.parked.values()):
-            self._try_fetch(fetch, expired=False)
+        if hosted.parked:
+            for fetch in list(hosted.parked.values()):
+                self._try_fetch(fetch, expired=False)
+            hosted.log.forget_kept()
         if hosted.waiting:
             self._settle(hosted)
+            if hosted.waiting and not is_fsync:  # it was when these were written
+                self.sync_in_background(hosted)
         log = hosted.log
         while hosted.altered and (log.offline or hosted.altered[0][0] <= log.synced_end):
             hosted.altered.pop(0)[1]()
@@ -319,6 +331,7 @@ class PartitionHost:
         else:
             self.went_offline(hosted, hosted.log.sync_failed(job, error))
         self._advance(hosted)
+        hosted.log.forget_kept()
 
     def went_offline(self, hosted: Hosted, told: RayStreamError | None = None) -> None:
         """A log is offline: nobody waits for it any longer, and the broker looks, once.
@@ -375,9 +388,9 @@ class PartitionHost:
         """Whether to read at all: otherwise each append would have all of it read again."""
         got = 0
         for address in request.partitions:
-            result, buffers, length = self._read(address, FETCH_BYTES_MAX, in_place=True)
+            result, _, length = self._read(address, FETCH_BYTES_MAX, in_place=True)
             got += length
-            if result.error is not None or buffers or got >= request.min_bytes:
+            if result.error is not None or got >= request.min_bytes:
                 return True
         return False
 

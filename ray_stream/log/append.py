@@ -79,8 +79,9 @@ def stage(
     offset, leader_epoch, append_timestamp, durable_offset = stamps
     last = len(batches) - 1
     for number, batch in enumerate(batches):
+        raw = memoryview(batch)
         try:
-            header = check_batch(batch, batch_bytes_max=options.batch_bytes_max, produced=produced)
+            header = check_batch(raw, batch_bytes_max=options.batch_bytes_max, produced=produced)
         except RayStreamError as error:
             results.append(error)
             continue
@@ -96,11 +97,11 @@ def stage(
             )
             if number < last:  # only what comes behind it is judged by it
                 draft.add(header)
-            raw = memoryview(batch)
-            payload = raw[HEADER_BYTES:]
-            staged.append(Staged(number, header, encode_stamped(raw, header), payload))
-            results.append(Appended(offset, header.next_offset, append_timestamp))
-            offset = header.next_offset
+            encoded = encode_stamped(raw, header)
+            staged.append(Staged(number, header, encoded, raw[HEADER_BYTES:]))
+            next_offset = header.next_offset
+            results.append(Appended(offset, next_offset, append_timestamp))
+            offset = next_offset
         elif isinstance(verdict, RayStreamError):
             results.append(verdict)
         else:
@@ -108,3 +109,10 @@ def stage(
                 Appended(verdict.base_offset, verdict.next_offset, verdict.append_timestamp, True)
             )
     return results, staged
+
+
+def refuse_rest(
+    results: list[Appended | RayStreamError], first: int, error: RayStreamError
+) -> None:
+    """What was judged after the first unwritten batch was judged as if that were there."""
+    results[first:] = [error] * (len(results) - first)

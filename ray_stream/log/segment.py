@@ -16,7 +16,7 @@ from ray_stream.log.append import Staged
 from ray_stream.log.frames import EPOCH_ANY, Damage, Frame, Walk, walk
 from ray_stream.log.index import IndexEntry, SegmentIndex
 from ray_stream.log.storage import File, Storage
-from ray_stream.records.header import HEADER_BYTES, BatchHeader
+from ray_stream.records.header import FLAG_LOG_APPEND_TIME, HEADER_BYTES, BatchHeader
 from ray_stream.types import NO_OFFSET, NO_TIMESTAMP
 
 _NAME = re.compile(r"(\d{20})(?:\.([1-9]\d{0,8}))?\.(log|index|snapshot)\Z", re.ASCII)
@@ -42,7 +42,9 @@ class SegmentName(NamedTuple):
 
 def time_of(header: BatchHeader) -> int:
     """The greatest time of a batch's records, ms."""
-    return header.append_timestamp if header.is_log_append_time else header.max_timestamp
+    if header.flags & FLAG_LOG_APPEND_TIME:
+        return header.append_timestamp
+    return header.max_timestamp
 
 
 class Segment:
@@ -162,18 +164,19 @@ class Segment:
         Raises:
             StorageFullError, StorageError: as `File.write`; the segment is as before.
         """
-        file = self.writing()
-        position = self.size
+        file = self._file or self.writing()
         if self._index_until < 0:
-            self.resume(position, interval)
+            self.resume(self.size, interval)
+        position = self._size
         if self.index.flush_due:
             self._flush_if_room()
         file.write([piece for one in batches for piece in (one.encoded, one.payload)], position)
         if position == 0:
             self.first_timestamp = batches[0].header.append_timestamp
         for one in batches:
-            self._note(position, one.header, interval)
-            position += HEADER_BYTES + one.header.length
+            header = one.header
+            self._note(position, header, interval)
+            position += HEADER_BYTES + header.length
         self._size = position
 
     def seal(self, next_offset: int, interval: int) -> None:
@@ -245,7 +248,8 @@ class Segment:
         if position - self._index_until >= interval:
             self.index.add(IndexEntry(header.base_offset, self.max_timestamp, position))
             self._index_until = position
-        self.max_timestamp = max(self.max_timestamp, time_of(header))
+        time = time_of(header)
+        self.max_timestamp = max(self.max_timestamp, time)
 
     def find(self, offset: int, interval: int) -> Frame | Damage | None:
         """The batch that holds `offset`, or the damage in its place; None: behind the end."""
