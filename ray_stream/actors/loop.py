@@ -23,7 +23,7 @@ LOG = logging.getLogger(__name__)
 SYNC_THREADS = 4
 SPREAD_THREADS = 8
 TURN_CALLS_MAX = 1_000
-IDLE_WAIT_S = 3600.0
+IDLE_WAIT_MS = 3_600_000
 
 
 ItemT = TypeVar("ItemT")
@@ -83,6 +83,8 @@ class HostLoop:
         self._sync_threads = ThreadPoolExecutor(SYNC_THREADS, thread_name_prefix=f"{name}-sync")
         self._thread: threading.Thread | None = None
         self._synced_here = False
+        self._left_s = 0.0
+        """How long the thread may sleep."""
         self.niceness = 0
         self.turns = 0
 
@@ -149,7 +151,7 @@ class HostLoop:
 
     def _turn(self, host: Turning) -> bool:
         """Take in what is there, end the turn; False: the last call was among it."""
-        self._reactor.wait(self._left_s(host))
+        self._reactor.wait(self._left_s)
         for _ in range(TURN_CALLS_MAX):
             call = self._reactor.next_posted()
             if call is None:
@@ -159,29 +161,25 @@ class HostLoop:
                 return False
         self._synced_here = False
         host.end_turn()
-        deadline_ms = host.next_deadline_ms()
-        if deadline_ms is not None and deadline_ms <= self._clock.monotonic_ms():
-            host.on_time()
-            host.end_turn()
         if self._network is not None:
-            self._end_network_turn(self._network)
+            self._network.end_turn()
+        self._look_at_the_clock(host)
         return True
 
-    def _end_network_turn(self, network: Network) -> None:
-        deadline_ms = network.next_deadline_ms()
-        if deadline_ms is not None and deadline_ms <= self._clock.monotonic_ms():
-            network.on_time()
-        network.end_turn()
-
-    def _left_s(self, host: Turning) -> float:
-        """How long the thread may sleep."""
-        due = [host.next_deadline_ms()]
-        if self._network is not None:
-            due.append(self._network.next_deadline_ms())
-        deadline_ms = min((one for one in due if one is not None), default=None)
-        if deadline_ms is None:
-            return IDLE_WAIT_S
-        return min(IDLE_WAIT_S, max(0.0, (deadline_ms - self._clock.monotonic_ms()) / 1000))
+    def _look_at_the_clock(self, host: Turning) -> None:
+        """Do what is due, and have another turn write it; else say how long to sleep."""
+        wait_ms = IDLE_WAIT_MS
+        now_ms = self._clock.monotonic_ms()
+        for one in (host,) if self._network is None else (host, self._network):
+            deadline_ms = one.next_deadline_ms()
+            if deadline_ms is None:
+                continue
+            if deadline_ms <= now_ms:
+                one.on_time()
+                wait_ms = 0
+            else:
+                wait_ms = min(wait_ms, deadline_ms - now_ms)
+        self._left_s = wait_ms / 1000
 
 
 def _run_job(job: SyncJob) -> StorageError | None:

@@ -229,7 +229,9 @@ class DiskFile:
 
     def _write_all(self, buffers: Sequence[Buffer], position: int) -> None:
         for first in range(0, len(buffers), _BUFFERS_PER_WRITE):
-            part = buffers[first : first + _BUFFERS_PER_WRITE]
+            part = buffers
+            if len(buffers) > _BUFFERS_PER_WRITE:
+                part = buffers[first : first + _BUFFERS_PER_WRITE]
             wanted = sum(map(len, part))
             written = os.pwritev(self._descriptor, part, position)
             position += written

@@ -1,16 +1,19 @@
 """Waiting for sockets and for calls from other threads at once.
 
-Owns: one selector, the calls that other threads have posted, and waking up for them. Refuses:
+Owns: one `epoll`, the calls that other threads have posted, and waking up for them. Refuses:
 threads of its own: one thread waits, whoever has made it (`actors.loop`, `rpc.links`).
 """
 
-import selectors
+import contextlib
+import select
 import socket
 from collections import deque
 from collections.abc import Callable
 
-READABLE = selectors.EVENT_READ
-WRITABLE = selectors.EVENT_WRITE
+READABLE = select.EPOLLIN
+WRITABLE = select.EPOLLOUT
+_READY_MAX = 1024
+"""Sockets that are served in one turn; others that are ready come with the next."""
 
 Ready = Callable[[int], None]
 
@@ -19,13 +22,15 @@ class Reactor:
     """Everything but `post` is its one thread's."""
 
     def __init__(self) -> None:
-        self._selector = selectors.DefaultSelector()
+        self._epoll = select.epoll()
+        self._watched: dict[int, Ready] = {}
+        """By descriptor."""
         self._posted: deque[Callable[[], None]] = deque()
         self._sleeping = False
         self._woken, self._wake = socket.socketpair()
         self._woken.setblocking(False)
         self._wake.setblocking(False)
-        self._selector.register(self._woken, READABLE, self._take_wakes)
+        self.watch(self._woken, READABLE, self._take_wakes)
 
     def post(self, call: Callable[[], None]) -> None:
         """Have `call` run by the thread that waits. Safe from any thread.
@@ -51,21 +56,24 @@ class Reactor:
         return self._posted.popleft() if self._posted else None
 
     def watch(self, sock: socket.socket, events: int, ready: Ready) -> None:
-        """Call `ready` with what a socket is ready for, whenever it is."""
-        self._selector.register(sock, events, ready)
+        """Call `ready` with what a socket is ready for, whenever it is; an error is both."""
+        self._epoll.register(sock, events)
+        self._watched[sock.fileno()] = ready
 
     def change(self, sock: socket.socket, events: int, ready: Ready) -> None:
         """Watch for something else."""
-        self._selector.modify(sock, events, ready)
+        self._epoll.modify(sock, events)
+        self._watched[sock.fileno()] = ready
 
     def forget(self, sock: socket.socket) -> None:
         """Watch it no more, if it was; before it is closed."""
-        if sock in self._selector.get_map():
-            self._selector.unregister(sock)
+        if self._watched.pop(sock.fileno(), None) is not None:
+            with contextlib.suppress(OSError):  # closed all the same: the kernel forgot it then
+                self._epoll.unregister(sock)
 
     def has_ready(self) -> bool:
         """Whether a socket is ready now."""
-        return len(self._selector.get_map()) > 1 and bool(self._selector.select(0))
+        return len(self._watched) > 1 and bool(self._epoll.poll(0, 1))
 
     def wait(self, wait_s: float) -> None:
         """Sleep until a socket is ready, a call is posted or the time is over; serve the sockets.
@@ -76,15 +84,19 @@ class Reactor:
         self._sleeping = True
         if self._posted:
             wait_s = 0.0
-        events = self._selector.select(wait_s)
+        events = self._epoll.poll(wait_s, _READY_MAX)
         self._sleeping = False
-        for key, ready in events:
-            if self._selector.get_map().get(key.fd) is key:  # one of these may have ended another
-                key.data(ready)
+        watched = self._watched
+        # Looked up before any of them is served: one may end another, whose descriptor is reused.
+        for descriptor, event, ready in [(fd, event, watched.get(fd)) for fd, event in events]:
+            if ready is not None and watched.get(descriptor) is ready:
+                is_readable = READABLE if event & ~WRITABLE else 0
+                ready(is_readable | (WRITABLE if event & ~READABLE else 0))
 
     def close(self) -> None:
         """Watch nothing more; sockets stay open. In a forked child, the parent goes on watching."""
-        self._selector.close()
+        self._epoll.close()
+        self._watched.clear()
         self._woken.close()
         self._wake.close()
 
