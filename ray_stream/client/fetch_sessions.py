@@ -26,7 +26,7 @@ from ray_stream.rpc.messages import (
 
 REQUEST_BYTES_MAX = 8 * MiB
 """More in one answer only delays its first record."""
-EXTENT_BYTES_MAX = 32 * MiB
+EXTENT_BYTES_MAX = 64 * MiB
 """Granted of one partition at once: to be read from its leader's file, if that is seen here."""
 PARTITION_BYTES_MAX = MiB
 """Asked of one partition when many share a request."""
