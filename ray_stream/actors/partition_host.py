@@ -364,19 +364,21 @@ class PartitionHost:
     def _try_fetch(self, fetch: ParkedFetch, *, expired: bool) -> bool:
         """Answer if there is an error, enough bytes, or no time left; say whether it was."""
         request = fetch.request
-        in_place = bool(self._boot_id) and request.boot_id == self._boot_id
-        if not (expired or in_place or request.min_bytes <= 1 or self._may_be_enough(request)):
+        is_neighbour = bool(self._boot_id) and request.boot_id == self._boot_id
+        extent_bytes = min(request.extent_bytes, FETCH_BYTES_MAX) if is_neighbour else 0
+        if not (expired or extent_bytes or request.min_bytes <= 1 or self._may_be_enough(request)):
             return False
         results: list[FetchResult] = []
         batches: list[Buffer] = []
         got = 0
         failed = False
-        bytes_max = min(request.max_bytes, FETCH_BYTES_MAX)
+        left = min(request.max_bytes, FETCH_BYTES_MAX)
         for address in request.partitions:
-            result, buffers, length = self._read(address, bytes_max - got, in_place)
+            result, buffers, length = self._read(address, left, extent_bytes)
             results.append(result)
             batches += buffers
             got += length
+            left -= length if result.extent is None else 0
             failed = failed or result.error is not None
         if not (failed or expired or got >= request.min_bytes):
             return False
@@ -388,14 +390,14 @@ class PartitionHost:
         """Whether to read at all: otherwise each append would have all of it read again."""
         got = 0
         for address in request.partitions:
-            result, _, length = self._read(address, FETCH_BYTES_MAX, in_place=True)
+            result, _, length = self._read(address, FETCH_BYTES_MAX, FETCH_BYTES_MAX)
             got += length
             if result.error is not None or got >= request.min_bytes:
                 return True
         return False
 
     def _read(
-        self, address: FetchPartition, bytes_left: int, in_place: bool
+        self, address: FetchPartition, bytes_left: int, extent_bytes: int
     ) -> tuple[FetchResult, list[Buffer], int]:
         hosted = self._reader(address)
         if isinstance(hosted, RayStreamError):
@@ -410,12 +412,11 @@ class PartitionHost:
         buffers: list[Buffer] = []
         if address.fetch_offset != end_offset and bytes_left > 0:
             try:
-                bytes_max = min(address.max_bytes, bytes_left)
                 read = log.read(
                     address.fetch_offset,
-                    bytes_max=bytes_max,
+                    bytes_max=extent_bytes or min(address.max_bytes, bytes_left),
                     end_offset=end_offset,
-                    in_place=in_place,
+                    in_place=bool(extent_bytes),
                 )
                 buffers = list(read.batches)
                 extent = _told(read.extent)

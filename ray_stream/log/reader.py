@@ -130,6 +130,8 @@ class LogReader:
         if in_place and taken.damage is None:
             extent = _extent(segment, taken.position, bytes_max, limit)
             if extent is not None:
+                if taken.offset == offset:  # else the batch begins in front of it
+                    self.remember(offset, segment, taken.position)
                 return ReadResult((), offset, extent)
         if taken.damage is None:
             _take(segment, taken, bytes_max, limit)

@@ -217,23 +217,33 @@ def check_message(payload: Buffer, flags: int, record_count: int) -> None:
         raise CorruptBatchError(
             f"{len(payload)} bytes are too few for the Arrow metadata of these columns"
         )
-    fields = form.layout.unpack_from(payload)
+    view = memoryview(payload)
+    metadata = bytes(view[:metadata_bytes])
+    shape = _proven_shape(metadata, flags & COLUMN_FLAGS, record_count, len(payload))
+    _check_edges(view[metadata_bytes:], shape)
+
+
+@lru_cache(maxsize=64)
+def _proven_shape(metadata: bytes, flags: int, record_count: int, payload_bytes: int) -> Shape:
+    """The shape that this metadata describes; batches that are alike are proven once."""
+    form = _form(flags)
+    fields = form.layout.unpack(metadata)
     behind_nodes = len(fields) - 2 * form.buffers - 2
     shape = _claimed_shape(
         form.columns,
         record_count,
         fields[behind_nodes - 2 * form.nodes : behind_nodes],
         fields[1 - 2 * form.buffers :: 2],
-        len(payload),
+        payload_bytes,
     )
     body_bytes = sum(map(padded, shape.buffers))
-    if body_bytes != len(payload) - metadata_bytes:
+    if body_bytes != payload_bytes - len(metadata):
         raise CorruptBatchError(
-            f"the columns need {body_bytes} bytes, the payload has {len(payload) - metadata_bytes}"
+            f"the columns need {body_bytes} bytes, the payload has {payload_bytes - len(metadata)}"
         )
-    if encode_metadata(flags, record_count, shape) != bytes(payload[:metadata_bytes]):
+    if encode_metadata(flags, record_count, shape) != metadata:
         raise CorruptBatchError("the Arrow metadata differs from the one layout of this format")
-    _check_edges(memoryview(payload)[metadata_bytes:], shape)
+    return shape
 
 
 @lru_cache(maxsize=8)
