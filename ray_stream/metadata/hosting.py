@@ -16,6 +16,7 @@ Warm hosts are started one at a time, while nothing else is going on, and one th
 and again is waited for longer each time.
 """
 
+import sys
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -212,9 +213,9 @@ class BrokerMachine:
         }
         for wanted in event.assignment.partitions:
             if wanted.directory_id in ready and not wanted.offline_reason:
-                place = self._wanted.setdefault(wanted.slot, {})
-                place[wanted.topic_id, wanted.partition] = wanted
-                self._directories[wanted.topic_id, wanted.partition] = wanted.directory_id
+                key = (wanted.topic_id, wanted.partition)
+                self._wanted.setdefault(wanted.slot, {})[key] = wanted
+                self._directories[key] = wanted.directory_id
         self._delete = {
             (topic_id, partition): directory
             for topic_id, partition, directory in event.assignment.delete
@@ -290,7 +291,8 @@ class BrokerMachine:
     def _prepared(self, slot: _Slot, event: Prepared, now_ms: int) -> list[Effect]:
         offline = []
         for topic_id, number, reason in event.results:
-            state = slot.partitions.setdefault((topic_id, number), _Partition())
+            key = (sys.intern(topic_id), number)
+            state = slot.partitions.setdefault(key, _Partition())
             state.stage = Stage.OFFLINE if reason else Stage.PREPARED
             if reason:
                 state.retry_at_ms = now_ms + RETRY_OFFLINE_MS
