@@ -12,6 +12,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Protocol, TypeVar
 
 from ray_stream.clock import Clock
@@ -80,7 +81,9 @@ class HostLoop:
         self._reactor = Reactor()
         self._network: Network | None = None
         self._is_ending = False
-        self._sync_threads = ThreadPoolExecutor(SYNC_THREADS, thread_name_prefix=f"{name}-sync")
+        self._syncs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        """Of thousands of logs at once, when they were looked at; a future each is a kilobyte."""
+        self._sync_threads: list[threading.Thread] = []
         self._thread: threading.Thread | None = None
         self._synced_here = False
         self._left_s = 0.0
@@ -106,8 +109,11 @@ class HostLoop:
         self.post(self._end)
         if self._thread is not None:
             self._thread.join()
-        self._reactor.close()
-        self._sync_threads.shutdown()
+        for _ in self._sync_threads:
+            self._syncs.put(None)
+        for thread in self._sync_threads:
+            thread.join()
+        self._reactor.close()  # the last syncs post what came of them, though nobody hears it
 
     def sync(self, job: SyncJob, done: Callable[[StorageError | None], None]) -> None:
         """`Syncer`: on a thread of its own, or here when it is the one thing to do in a turn."""
@@ -123,7 +129,14 @@ class HostLoop:
             error = _run_job(job)
             self.post(lambda: done(error))
 
-        self._sync_threads.submit(run)
+        self._syncs.put(run)
+        if len(self._sync_threads) < SYNC_THREADS:
+            number = len(self._sync_threads)
+            thread = threading.Thread(
+                target=self._run_syncs, name=f"{self._name}-sync-{number}", daemon=True
+            )
+            self._sync_threads.append(thread)
+            thread.start()
 
     def spread(self, work: Callable[[ItemT], OutcomeT], items: Sequence[ItemT]) -> list[OutcomeT]:
         """Do the same to many logs at once, and wait for all: mostly for the disk."""
@@ -131,6 +144,15 @@ class HostLoop:
             return [work(item) for item in items]
         with ThreadPoolExecutor(SPREAD_THREADS, thread_name_prefix=f"{self._name}-spread") as pool:
             return list(pool.map(work, items))
+
+    def _run_syncs(self) -> None:
+        try:
+            while (run := self._syncs.get()) is not None:
+                run()
+        except BaseException:
+            LOG.critical("%s broke; the process ends and is replaced", self._name, exc_info=True)
+            logging.shutdown()
+            os._exit(70)
 
     def _end(self) -> None:
         self._is_ending = True
