@@ -436,6 +436,54 @@ def test_what_is_buffered_stays_within_fetch_max_bytes() -> None:
     assert most > MiB // 2, "and it does prefetch"
 
 
+def test_partitions_that_were_granted_much_take_turns_and_hold_no_more_than_is_allowed() -> None:
+    world = world_with(0, partitions=4, fetch_max_bytes=MiB)
+    world.cluster.extent_bytes_max = 64 * MiB
+    for number in range(4):
+        for _ in range(40):
+            world.cluster.append("t", number, [bytes(20_000)])
+    world.step(Assign({TopicPartition("t", number): 0 for number in range(4)}))
+    world.run(20)
+    asked = len(fetches(world))
+    most = 0
+    names = []
+    for _ in range(160):
+        got = world.take()
+        assert got is not None
+        assert len(got[1]) == 1
+        names.append(got[0].partition)
+        most = max(most, sum(one.buffered_bytes for one in world.core.states.values()))
+    assert all(sorted(names[at : at + 4]) == [0, 1, 2, 3] for at in range(0, 160, 4))
+    assert most <= MiB + 21_000, "by no more than one batch"
+    assert asked == len([one for one in fetches(world) if one.partitions[0].fetch_offset < 40])
+    assert len(world.reads) < 100, "of several batches at once"
+
+
+def test_what_a_leader_of_the_past_has_granted_is_asked_of_the_new_one() -> None:
+    world = world_with(0, partitions=2)
+    world.cluster.extent_bytes_max = 64 * MiB
+    for _ in range(10):
+        world.cluster.append("t", 0, [bytes(400_000)])
+    world.step(Assign({T0: 0, T1: 0}))
+    world.run(20)
+    assert world.take() is not None
+    assert world.core.states[T0].grant is not None
+    world.cluster.move("t", 0, "host-b")
+    world.cluster.move("t", 1, "host-b")  # whose fetch waits, and is told
+    world.run(2_000)
+    sent = [one for one in world.sent if one.host == "host-b"]
+    offsets = [
+        part.fetch_offset
+        for one in sent
+        if isinstance(one.request, FetchRequest)
+        for part in one.request.partitions
+        if part.partition == 0
+    ]
+    assert offsets
+    assert 0 < offsets[0] < 10
+    assert [row[0] for row in world.take_all()[T0]] == list(range(1, 10))
+
+
 def test_a_batch_larger_than_everything_allowed_is_delivered_all_the_same() -> None:
     world = world_with(0, partitions=2, fetch_max_bytes=100)
     for number in range(2):
