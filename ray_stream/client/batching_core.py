@@ -118,9 +118,8 @@ class Batcher:
         Raises:
             InvalidTimestampError, RecordTooLargeError: as `build_single`.
         """
-        pieces = build_single(record.key, record.value, record.base_timestamp)
-        size = record.total_bytes()
-        return Batch(topic, partition, record, _writable(pieces), count=1, record_bytes=size)
+        data = build_single(record.key, record.value, record.base_timestamp)
+        return Batch(topic, partition, record, [data], count=1, record_bytes=record.total_bytes())
 
     @property
     def builds_singles(self) -> bool:

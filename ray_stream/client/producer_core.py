@@ -182,8 +182,7 @@ class ProducerCore:
     def pass_for(self, topic_id: str, partition: int, now_ms: int) -> Pass | None:
         """A pass for lone records of a partition, if nothing of it waits.
 
-        Until it is taken back the core is told of nothing but what went out by it, and of
-        acknowledgements.
+        Until it is taken back the core hears only of what went by it, and of acknowledgements.
         """
         lane = self._lanes.get((topic_id, partition))
         if lane is None or self._acks == 0:

@@ -50,6 +50,10 @@ _FLAGS_POSITION = 8
 _CRC_POSITION = 12
 _CRC_END = 16
 _U32 = struct.Struct("<I")
+_PAYLOAD = struct.Struct("<III")
+_PAYLOAD_POSITION = 16
+_TIMES = struct.Struct("<qq")
+_TIMES_POSITION = 54
 _PRODUCER = struct.Struct("<hqi")
 _PRODUCER_POSITION = 40
 _LEADER = struct.Struct("<qiqq")
@@ -228,6 +232,21 @@ def stamp_producer(
     """As `with_producer`, in place; `raw` begins with the header."""
     _PRODUCER.pack_into(raw, _PRODUCER_POSITION, producer_epoch, producer_id, base_sequence)
     _U32.pack_into(raw, _CRC_POSITION, header_checksum(raw))
+
+
+def fill_header(raw: bytearray, checksum: int, length: int, timestamp: int) -> None:
+    """Put what is known of a plain payload of records of one time into an encoded header.
+
+    Its own checksum is left for `stamp_producer`.
+
+    Args:
+        raw: begins with the header.
+        checksum: of the payload.
+        length: of the payload, in bytes.
+        timestamp: ms.
+    """
+    _PAYLOAD.pack_into(raw, _PAYLOAD_POSITION, checksum, length, length)
+    _TIMES.pack_into(raw, _TIMES_POSITION, timestamp, timestamp)
 
 
 def header_rows(

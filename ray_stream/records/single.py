@@ -8,6 +8,7 @@ calls of NumPy and Arrow, most of them out of cold memory.
 """
 
 import struct
+from functools import lru_cache
 
 import crc32c
 
@@ -17,12 +18,14 @@ from ray_stream.records.header import (
     COLUMN_FLAGS,
     FLAG_KEY,
     FLAG_VALUE,
+    HEADER_BYTES,
     LENGTH_MAX,
     BatchHeader,
     Buffer,
     Compression,
     PayloadKind,
     encode_header,
+    fill_header,
 )
 
 _OFFSETS = struct.Struct("<ii")
@@ -30,7 +33,7 @@ _NARROW = (FLAG_VALUE, FLAG_KEY | FLAG_VALUE, FLAG_KEY)
 _PADDING = tuple(bytes(length) for length in range(8))
 
 
-def build_single(key: bytes | None, value: bytes | None, timestamp: int) -> list[Buffer]:
+def build_single(key: bytes | None, value: bytes | None, timestamp: int) -> bytearray:
     """The batch of one record without headers, not compressed; as `build_batch` builds it.
 
     Args:
@@ -39,7 +42,7 @@ def build_single(key: bytes | None, value: bytes | None, timestamp: int) -> list
         timestamp: ms.
 
     Returns:
-        The header's 128 bytes, and the payload.
+        Header and payload; the header is complete after `stamp_producer`.
 
     Raises:
         InvalidTimestampError: a negative timestamp.
@@ -52,23 +55,20 @@ def build_single(key: bytes | None, value: bytes | None, timestamp: int) -> list
     flags = (0 if key is None else FLAG_KEY) | (0 if value is None else FLAG_VALUE)
     cells = [cell for cell in (key, value) if cell is not None]
     assert cells, "a record with neither key nor value needs a column that says so"
-    pieces = [single_metadata(flags, tuple(map(len, cells)))]
+    pieces = [_header_of_one(flags), single_metadata(flags, tuple(map(len, cells)))]
     for cell in cells:
         pieces += (_OFFSETS.pack(0, len(cell)), cell, _PADDING[-len(cell) % 8])
-    payload = b"".join(pieces)
-    if len(payload) > LENGTH_MAX:
-        raise RecordTooLargeError(f"a payload of {len(payload)} bytes is above {LENGTH_MAX}")
-    header = BatchHeader(
-        flags=flags,
-        payload_crc=crc32c.crc32c(payload),
-        length=len(payload),
-        uncompressed_length=len(payload),
-        record_count=1,
-        last_offset_delta=0,
-        base_timestamp=timestamp,
-        max_timestamp=timestamp,
-    )
-    return [encode_header(header), payload]
+    batch = bytearray().join(pieces)
+    length = len(batch) - HEADER_BYTES
+    if length > LENGTH_MAX:
+        raise RecordTooLargeError(f"a payload of {length} bytes is above {LENGTH_MAX}")
+    fill_header(batch, crc32c.crc32c(memoryview(batch)[HEADER_BYTES:]), length, timestamp)
+    return batch
+
+
+@lru_cache(maxsize=4)
+def _header_of_one(flags: int) -> bytes:
+    return encode_header(BatchHeader(flags=flags, record_count=1, last_offset_delta=0))
 
 
 def is_single(header: BatchHeader) -> bool:

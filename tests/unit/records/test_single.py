@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from ray_stream.errors import CorruptBatchError, InvalidTimestampError
 from ray_stream.records.batch import check_batch
 from ray_stream.records.builder import RecordColumns, build_batch
-from ray_stream.records.header import HEADER_BYTES, Compression, decode_header
+from ray_stream.records.header import HEADER_BYTES, Compression, decode_header, stamp_producer
 from ray_stream.records.reader import decode_columns
 from ray_stream.records.single import build_single, decode_single, is_single
 
@@ -27,13 +27,19 @@ def as_columns(key: bytes | None, value: bytes | None, timestamp: int) -> bytes:
     return b"".join(build_batch(columns))
 
 
+def stamped(batch: bytearray) -> bytes:
+    """As of no producer."""
+    stamp_producer(batch, producer_id=-1, producer_epoch=-1, base_sequence=-1)
+    return bytes(batch)
+
+
 @given(CELLS, CELLS, st.integers(0, 2**62))
 def test_the_bytes_are_those_of_columns(
     key: bytes | None, value: bytes | None, timestamp: int
 ) -> None:
     if key is None and value is None:
         return
-    batch = b"".join(build_single(key, value, timestamp))
+    batch = stamped(build_single(key, value, timestamp))
     assert batch == as_columns(key, value, timestamp)
     header = check_batch(batch)
     assert is_single(header)
@@ -89,7 +95,7 @@ def test_of_damage_it_takes_nothing_that_columns_would_refuse(
     key: bytes | None, value: bytes, flips: list[tuple[int, int]], more: int
 ) -> None:
     """Checksums are not looked at here: whatever gets behind them meets the same checks."""
-    batch = b"".join(build_single(key, value, 1))
+    batch = stamped(build_single(key, value, 1))
     header = check_batch(batch)
     damaged = bytearray(batch[HEADER_BYTES:])
     for place, bits in flips:
