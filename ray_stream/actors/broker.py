@@ -23,6 +23,7 @@ import ray
 from ray_stream.actors import registry, spawning
 from ray_stream.actors.boot import data_root, host_id
 from ray_stream.actors.directories import BrokerDirectories, Survey
+from ray_stream.actors.heap import give_back_large_blocks
 from ray_stream.actors.heartbeat import until_silent
 from ray_stream.actors.holders import this_process
 from ray_stream.actors.hosts import NodeHosts
@@ -80,6 +81,7 @@ class BrokerActor:
         """Args: spec: a packed `ClusterSpec`."""
         self._spec = msgspec.json.decode(spec, type=ClusterSpec)
         self._node_id = node_id
+        give_back_large_blocks()
         self._clock = SystemClock()
         self._incarnation = uuid.uuid4().hex[:12]
         root = data_root(self._spec.data_dir, self._spec.name)
