@@ -23,6 +23,7 @@ import ray
 from ray_stream.actors import registry, spawning
 from ray_stream.actors.boot import data_root, host_id
 from ray_stream.actors.directories import BrokerDirectories, Survey
+from ray_stream.actors.heap import give_back_large_blocks
 from ray_stream.actors.heartbeat import until_silent
 from ray_stream.actors.holders import this_process
 from ray_stream.actors.hosts import NodeHosts
@@ -67,6 +68,9 @@ LOG = logging.getLogger(__name__)
 PAUSE_S = 0.1
 WATCH_MS = 1_000
 SHARED_ACTORS_MIN = 2
+WARM_ACTORS_MAX = 4
+"""Actors that wait for partitions, at 65 MiB each; on a node of many CPUs further ones start when they
+are needed."""
 FIRST_BROKER = 0
 NEVER = -1
 EXIT_REPLACED = 71
@@ -80,6 +84,7 @@ class BrokerActor:
         """Args: spec: a packed `ClusterSpec`."""
         self._spec = msgspec.json.decode(spec, type=ClusterSpec)
         self._node_id = node_id
+        give_back_large_blocks()
         self._clock = SystemClock()
         self._incarnation = uuid.uuid4().hex[:12]
         root = data_root(self._spec.data_dir, self._spec.name)
@@ -97,7 +102,7 @@ class BrokerActor:
         self._machine = hosting.BrokerMachine(
             spawning.host_name(self._spec.name, node_id, ""),
             self._incarnation,
-            warm_slots=self._shared_actors_max(),
+            warm_slots=min(self._shared_actors_max(), WARM_ACTORS_MAX),
         )
         self._cluster_id = ""
         self._broker_id = NEVER

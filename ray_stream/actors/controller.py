@@ -21,6 +21,7 @@ from ray_stream.actors import registry, spawning
 from ray_stream.actors.broker import BrokerActorClass
 from ray_stream.actors.controller_host import ControllerHost
 from ray_stream.actors.door import Door
+from ray_stream.actors.heap import give_back_large_blocks
 from ray_stream.actors.heartbeat import until_dead
 from ray_stream.actors.holders import this_process, wait_for_lock
 from ray_stream.actors.journal_watch import JournalWatch
@@ -69,6 +70,7 @@ class ControllerActor:
         self._seat = msgspec.json.decode(seat, type=Seat)
         self._fresh = fresh
         self._directory_epochs = directory_epochs
+        give_back_large_blocks()
         self._clock = SystemClock()
         self._loop = HostLoop("controller", self._clock)
         self._starting = asyncio.Lock()

@@ -144,7 +144,7 @@ class BrokerMachine:
         Args:
             prefix: of every host's name.
             incarnation: unique for this start of the broker.
-            warm_slots: the node's `partition_actors_max`: so many slots always have a host.
+            warm_slots: so many slots always have a host; at most the node's `partition_actors_max`.
         """
         self._warm = [str(number) for number in range(warm_slots)]
         self._prefix = prefix
