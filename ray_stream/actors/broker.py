@@ -69,8 +69,7 @@ PAUSE_S = 0.1
 WATCH_MS = 1_000
 SHARED_ACTORS_MIN = 2
 WARM_ACTORS_MAX = 4
-"""Actors that wait for partitions, at 65 MiB each; on a node of many CPUs further ones start when they
-are needed."""
+"""Actors that wait for partitions, at 65 MiB each; further ones start when they are needed."""
 FIRST_BROKER = 0
 NEVER = -1
 EXIT_REPLACED = 71

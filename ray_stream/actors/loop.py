@@ -122,11 +122,11 @@ class HostLoop:
             self._synced_here = True
             if self._network is not None:
                 self._network.end_turn()  # what is answered already does not wait for the disk
-            done(_run_job(job))
+            done(_error_of(job.run_here))
             return
 
         def run() -> None:
-            error = _run_job(job)
+            error = _error_of(job.run)
             self.post(lambda: done(error))
 
         self._syncs.put(run)
@@ -204,9 +204,9 @@ class HostLoop:
         self._left_s = wait_ms / 1000
 
 
-def _run_job(job: SyncJob) -> StorageError | None:
+def _error_of(sync: Callable[[], None]) -> StorageError | None:
     try:
-        job.run()
+        sync()
     except StorageError as error:
         return error
     return None

@@ -8,7 +8,7 @@ from ray_stream.client.columns import Columns, Single
 from ray_stream.errors import RayStreamError
 from ray_stream.metadata.commands import TopicMetadata
 from ray_stream.records.gathered import Gathered, Part
-from ray_stream.records.header import Buffer, stamp_producer
+from ray_stream.records.header import stamp_producer
 from ray_stream.types import NO_EPOCH, NO_PRODUCER_ID, NO_SEQUENCE
 
 
@@ -43,7 +43,7 @@ class Batch:
         topic: TopicMetadata,
         partition: int,
         columns: Columns | Single,
-        pieces: list[Buffer],
+        data: Part,
         *,
         count: int,
         record_bytes: int,
@@ -54,7 +54,7 @@ class Batch:
             topic: where it goes.
             partition: of the topic.
             columns: what its records are rows of, or the record; callbacks are all its own.
-            pieces: the first begins with the header.
+            data: header and payload; the header can be written to.
             count: its records.
             record_bytes: of keys, values and headers.
         """
@@ -68,7 +68,7 @@ class Batch:
         self.callbacks = columns.callbacks
         self.timestamp = columns.timestamp if columns.callbacks else None
         self.base_timestamp = columns.base_timestamp
-        self.data: Part = pieces[0] if len(pieces) == 1 else Gathered(pieces)
+        self.data = data
         """Header and payload; once stamped, as they are sent, again and again."""
         self.size = len(self.data)
         self.ordinal = -1
@@ -78,7 +78,7 @@ class Batch:
         self.went_first = False
         """Whether nothing in front of it was unresolved when it was sent last."""
         self.attempts = 0
-        self.lost_attempts: list[int] = []
+        self.lost_attempts: tuple[int, ...] = ()
         """Requests that were never answered: each may have been applied."""
         self.retry_at_ms = 0
         self.last_error: RayStreamError | None = None

@@ -24,6 +24,7 @@ from ray_stream.client.sharing import is_narrow, shared_out
 from ray_stream.config import PARTITIONS_MAX
 from ray_stream.metadata.commands import TopicMetadata
 from ray_stream.records.builder import RecordColumns, build_batch, validate
+from ray_stream.records.gathered import Gathered, Part
 from ray_stream.records.header import Buffer, Compression
 from ray_stream.records.shards import build_shards
 from ray_stream.records.single import build_single
@@ -91,8 +92,8 @@ class Batcher:
         )
         built = build_shards(shards.columns, shards.starts, shards.stops, columns.base_timestamp)
         batches = [
-            Batch(topic, partition, columns, pieces, count=count, record_bytes=size)
-            for partition, pieces, count, size in zip(
+            Batch(topic, partition, columns, data, count=count, record_bytes=size)
+            for partition, data, count, size in zip(
                 shards.partitions, built, shards.counts, shards.sizes, strict=True
             )
         ]
@@ -119,7 +120,7 @@ class Batcher:
             InvalidTimestampError, RecordTooLargeError: as `build_single`.
         """
         data = build_single(record.key, record.value, record.base_timestamp)
-        return Batch(topic, partition, record, [data], count=1, record_bytes=record.total_bytes())
+        return Batch(topic, partition, record, data, count=1, record_bytes=record.total_bytes())
 
     @property
     def builds_singles(self) -> bool:
@@ -146,8 +147,8 @@ class Batcher:
             self._build(topic, partition, columns.slice(count // 2, count), batches)
         else:
             size = columns.total_bytes()
-            pieces = _writable(pieces)
-            batches.append(Batch(topic, partition, columns, pieces, count=count, record_bytes=size))
+            data = _writable(pieces)
+            batches.append(Batch(topic, partition, columns, data, count=count, record_bytes=size))
 
     def _split(self, topic: TopicMetadata, columns: Columns) -> list[tuple[int, Columns]]:
         if isinstance(columns.partition, int):
@@ -199,8 +200,8 @@ def _available(topic: TopicMetadata) -> Sequence[int]:
     return served or range(len(topic.partitions))
 
 
-def _writable(pieces: list[Buffer]) -> list[Buffer]:
+def _writable(pieces: list[Buffer]) -> Part:
     """The same bytes, with a header that can be stamped, and few of them in one place."""
     if sum(map(len, pieces)) <= _JOINED_BYTES:
-        return [bytearray().join(pieces)]
-    return [bytearray(pieces[0]), *pieces[1:]]
+        return bytearray().join(pieces)
+    return Gathered([bytearray(pieces[0]), *pieces[1:]])

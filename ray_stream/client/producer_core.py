@@ -211,7 +211,7 @@ class ProducerCore:
                 deadline_ms = alone.sent_ms + self._config.request_timeout_ms
                 self._requests.sent(alone.request_id, deadline_ms, (batch,))
             else:
-                batch.lost_attempts.append(alone.request_id)
+                batch.lost_attempts = (alone.request_id,)
                 self._requests.lost(alone.request_id, (batch,))
                 batch.retry_at_ms = now_ms
             self._ready[lane] = None
@@ -245,9 +245,9 @@ class ProducerCore:
             batch.attempt = None
         if isinstance(error, OutcomeUnknownError):
             if request_id not in batch.lost_attempts:
-                batch.lost_attempts.append(request_id)
+                batch.lost_attempts += (request_id,)
         elif request_id in batch.lost_attempts:
-            batch.lost_attempts.remove(request_id)
+            batch.lost_attempts = tuple(one for one in batch.lost_attempts if one != request_id)
         if awaited:
             self._refused(lane, batch, error, now_ms)
 

@@ -57,9 +57,11 @@ class OpenLogs(Generic[KeyT]):
         Returns:
             Those that declined: they want a sync.
         """
+        over = len(self._logs) - self._limit
+        if over <= 0:
+            return []
         declined = []
-        over = min(LOOKS_MAX, len(self._logs) - self._limit)
-        for key in list(islice(self._logs, max(0, over))):
+        for key in list(islice(self._logs, min(LOOKS_MAX, over))):
             if self._logs[key].rest():
                 del self._logs[key]
             else:

@@ -4,10 +4,10 @@ Owns: the synced place, the files that are not synced yet, and their order: a se
 in the directory before anything in the next segment. Refuses: deciding when to sync, and what a
 failure means for the log.
 
-A job opens its own descriptors, so it shares nothing with the owner but strings, and a log may be
-closed or cut while a job runs. No error is lost by that: the owner keeps every unsynced file open,
-and the kernel reports a failed write-back once to each descriptor that was open then, and to the
-first one that is opened later.
+On another thread a job opens its own descriptors, so it shares nothing with the owner but strings,
+and a log may be closed or cut while a job runs. No error is lost by that: the owner keeps every
+unsynced file open, and the kernel reports a failed write-back once to each descriptor that was open
+then, and to the first one that is opened later.
 """
 
 from ray_stream.errors import StorageError, StorageFullError
@@ -20,6 +20,7 @@ class SyncJob:
     """The syncs after which everything in front of `end` is durable."""
 
     __slots__ = (
+        "_active",
         "_cancelled",
         "_directory",
         "_paths",
@@ -38,6 +39,7 @@ class SyncJob:
         *,
         names: int,
         producers: bytes | None,
+        active: Segment,
     ) -> None:
         """Describe a round.
 
@@ -48,11 +50,13 @@ class SyncJob:
             end: what will be durable afterwards.
             names: new names in the directory, to be synced before the last file.
             producers: the encoded producer state at `end`, when a checkpoint will want it.
+            active: the segment that is written to, its owner's; touched by `run_here` alone.
         """
         self._storage = storage
         self._paths = paths
         self._directory = directory
         self._cancelled = False
+        self._active = active
         self.end = end
         self.names = names
         self.producers = producers
@@ -67,11 +71,26 @@ class SyncJob:
         Raises:
             StorageError: one failed; hand it to `PartitionLog.sync_failed`.
         """
+        self._sync_what_comes_first()
+        self._sync(self._paths[-1])
+
+    def run_here(self) -> None:
+        """As `run`, on the owner's thread and before anything else is done to the log.
+
+        The written file is synced by its owner's descriptor, as by `SyncState.sync_now`: that was
+        open when all of it was written, so no failure in between can have been told to another.
+        """
+        self._sync_what_comes_first()
+        try:
+            self._active.writing().sync()
+        except StorageFullError as error:
+            raise StorageError(str(error)) from error
+
+    def _sync_what_comes_first(self) -> None:
         for path in self._paths[:-1]:
             self._sync(path)
         if self.names:
             self._storage.sync_directory(self._directory)
-        self._sync(self._paths[-1])
 
     def _sync(self, path: str) -> None:
         try:
@@ -145,6 +164,7 @@ class SyncState:
             end,
             names=self.new_names,
             producers=producers,
+            active=active,
         )
         return self.job
 

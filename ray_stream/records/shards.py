@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from ray_stream.errors import InvalidTimestampError, RecordTooLargeError
 from ray_stream.records.arrow_message import metadata_words
+from ray_stream.records.gathered import Gathered, Part
 from ray_stream.records.header import (
     HEADER_BYTES,
     LENGTH_MAX,
@@ -58,7 +59,7 @@ class _Place(NamedTuple):
 
 def build_shards(
     columns: Sequence[ShardColumn], starts: Int64s, stops: Int64s, base_timestamp: int
-) -> list[list[Buffer]]:
+) -> list[Part]:
     """The batches of consecutive runs of rows.
 
     Args:
@@ -68,8 +69,8 @@ def build_shards(
         base_timestamp: ms; of every record.
 
     Returns:
-        For each batch its pieces, the first of which begins with the header's 128 writable bytes.
-        Producer and header checksum are not in there yet (`header.stamp_producer`).
+        The batches, each in one buffer if they are small. The header's bytes can be written to;
+        producer and header checksum are not in there yet (`header.stamp_producer`).
 
     Raises:
         InvalidTimestampError: a negative timestamp.
@@ -100,12 +101,17 @@ def build_shards(
         _put_offsets(out, column, place, starts, counts)
         if inline:
             _put_cells(out, column, place)
-    pieces = _pieces(out.data, columns, places, begins, ends, inline=inline)
-    headers = header_rows(
-        flags, np.array([_checksum(one) for one in pieces]), lengths, counts, base_timestamp
-    )
+    parts: list[Part] = []
+    if inline:
+        parts += _slices(out.data, begins, ends)
+        checksums = list(map(crc32c.crc32c, _slices(out.data, begins + HEADER_BYTES, ends)))
+    else:
+        pieces = _pieces(out.data, columns, places, begins)
+        parts += map(Gathered, pieces)
+        checksums = [_checksum(one) for one in pieces]
+    headers = header_rows(flags, np.array(checksums), lengths, counts, base_timestamp)
     _put_words(out, begins, headers)
-    return pieces
+    return parts
 
 
 def _padded(lengths: Int64s) -> Int64s:
@@ -171,17 +177,16 @@ def _put_cells(out: npt.NDArray[np.uint8], column: ShardColumn, place: _Place) -
         view[to : to + length] = data[begin : begin + length]
 
 
+def _slices(out: memoryview, begins: Int64s, ends: Int64s) -> list[memoryview]:
+    return [out[begin:end] for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)]
+
+
 def _pieces(
     out: memoryview,
     columns: Sequence[ShardColumn],
     places: Sequence[_Place],
     begins: Int64s,
-    ends: Int64s,
-    *,
-    inline: bool,
 ) -> list[list[Buffer]]:
-    if inline:
-        return [[out[begin:end]] for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)]
     found: list[list[Buffer]] = [[] for _ in begins]
     before = begins
     for column, place in zip(columns, places, strict=True):

@@ -9,6 +9,7 @@ from ray_stream.errors import InvalidTimestampError, RecordTooLargeError
 from ray_stream.records import shards
 from ray_stream.records.batch import check_batch
 from ray_stream.records.builder import RecordColumns, build_batch
+from ray_stream.records.gathered import Gathered
 from ray_stream.records.header import FLAG_KEY, FLAG_VALUE, LENGTH_MAX, stamp_producer
 from ray_stream.records.shards import ShardColumn, build_shards
 
@@ -36,9 +37,10 @@ def test_batches_are_the_same_bytes_as_the_builders(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shards, "INLINE_BYTES", 1 << 20 if inline else 0)
         built = build_shards(columns, starts, stops, timestamp)
-    for number, (run, pieces) in enumerate(zip(runs, built, strict=True)):
-        assert len(pieces) == 1 or not inline
-        stamp_producer(pieces[0], producer_id=7, producer_epoch=3, base_sequence=number)  # type: ignore[arg-type]
+    for number, (run, part) in enumerate(zip(runs, built, strict=True)):
+        assert isinstance(part, Gathered) is not inline
+        first = part.pieces[0] if isinstance(part, Gathered) else part
+        stamp_producer(first, producer_id=7, producer_epoch=3, base_sequence=number)  # type: ignore[arg-type]
         expected = build_batch(
             RecordColumns(
                 key=pa.array([key for key, _ in run], pa.binary()),
@@ -49,8 +51,8 @@ def test_batches_are_the_same_bytes_as_the_builders(
             producer_epoch=3,
             base_sequence=number,
         )
-        assert b"".join(pieces) == b"".join(expected)
-        assert check_batch(b"".join(pieces)).record_count == len(run)
+        assert bytes(part) == b"".join(expected)
+        assert check_batch(bytes(part)).record_count == len(run)
 
 
 def test_what_no_batch_may_be_is_refused() -> None:

@@ -457,6 +457,38 @@ def test_whoever_waits_for_records_is_answered_before_who_brought_them(
     assert [type(one).__name__ for one in answers] == ["FetchResponse", "ProduceResponse"]
 
 
+def test_no_fetch_waits_longer_than_it_said_whichever_came_first(rig: Rig) -> None:
+    late = rig.fetch(0, wait_ms=500)
+    soon = rig.fetch(0, wait_ms=100)
+    later = rig.fetch(0, wait_ms=900)
+    for answers in (soon, late, later):
+        deadline_ms = rig.host.next_deadline_ms()
+        assert deadline_ms is not None
+        rig.clock.ms = deadline_ms - 1
+        rig.host.expire()
+        assert answers == []
+        rig.clock.ms = deadline_ms
+        rig.host.expire()
+        assert len(answers) == 1
+    assert rig.clock.ms == 1_900
+    assert rig.host.next_deadline_ms() is None
+
+
+def test_a_deadline_that_comes_early_is_put_right_by_a_look(rig: Rig) -> None:
+    rig.fetch(0, wait_ms=100)
+    rig.produce(b"a")
+    rig.syncs.finish()
+    assert rig.host.next_deadline_ms() is None
+    waiting = rig.fetch(1, wait_ms=500)
+    assert rig.host.next_deadline_ms() == rig.clock.ms + 500
+    rig.fetch(1, wait_ms=100, epoch=-1)
+    assert rig.host.next_deadline_ms() == rig.clock.ms + 100
+    rig.clock.ms += 100
+    rig.host.expire()
+    assert waiting == []
+    assert rig.host.next_deadline_ms() == rig.clock.ms + 400
+
+
 def no_files(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(segment: Segment) -> None:
         raise AssertionError(f"{segment.path} is read")

@@ -1,6 +1,7 @@
 """What an open log promises to its owner."""
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,7 +23,7 @@ from ray_stream.errors import (
     UnknownProducerIdError,
 )
 from ray_stream.log.options import LogOptions
-from ray_stream.log.partition_log import Appended, PartitionLog, delete_log
+from ray_stream.log.partition_log import Appended, PartitionLog, SyncJob, delete_log
 from ray_stream.log.storage import DiskStorage, File
 from ray_stream.log.verify import FindingKind, verify_log
 from ray_stream.records.builder import RecordColumns, build_batch
@@ -404,6 +405,39 @@ def after_power_loss(storage: MemoryStorage) -> PartitionLog:
     log = reopen(lost, boot_id="b")
     log.begin_epoch(log.leader_epoch + 1)
     return log
+
+
+@pytest.mark.parametrize("run", [SyncJob.run, SyncJob.run_here])
+def test_whoever_runs_a_round_of_syncs_all_that_it_covers_is_durable(
+    run: Callable[[SyncJob], None],
+) -> None:
+    storage, log = new_log()
+    append(log, b"0")
+    log.roll()
+    append(log, b"1")
+    log.roll()
+    append(log, b"2")
+    job = log.sync_job()
+    assert job is not None
+    run(job)
+    append(log, b"behind it")
+    assert after_power_loss(storage).written_end == 3
+
+
+@pytest.mark.parametrize("run", [SyncJob.run, SyncJob.run_here])
+@pytest.mark.parametrize("base", [0, 1])
+def test_a_round_whose_sync_fails_says_so_whoever_runs_it(
+    run: Callable[[SyncJob], None], base: int
+) -> None:
+    storage, log = new_log()
+    append(log, b"0")
+    log.roll()
+    append(log, b"1")
+    job = log.sync_job()
+    assert job is not None
+    storage.faults.fail_sync(1, f"{base:020d}.log")
+    with pytest.raises(StorageError):
+        run(job)
 
 
 def test_producer_state_at_a_segments_base_is_durable_with_the_segment() -> None:
