@@ -23,6 +23,7 @@ KEYS = 100_000
 MANY, SOME = 3_000, 2_000
 KEYED_OVER = 1_000
 OPEN_RATE = 1_000
+SETTLED_S, SETTLED_S_MAX, SETTLED_MIB = 3.0, 60.0, 2.0
 NUMBERS = itertools.count()
 
 Run = Callable[[], list[float]]
@@ -289,18 +290,45 @@ def _seconds(work: Callable[[], None]) -> float:
     return time.perf_counter() - begun
 
 
+def _settled(peer: Peer) -> float:
+    """Mebibytes of its processes, once they have not changed for a while."""
+    deadline = time.monotonic() + SETTLED_S_MAX
+    last, since = peer.memory()["pss"], time.monotonic()
+    while time.monotonic() - since < SETTLED_S and time.monotonic() < deadline:
+        time.sleep(SETTLED_S / 10)
+        now = peer.memory()["pss"]
+        if abs(now - last) > SETTLED_MIB:
+            last, since = now, time.monotonic()
+    return peer.memory()["pss"]
+
+
 def fresh_cases(directory: Path, with_kafka: bool, scale: Scale, *, fsync: bool) -> Iterator[Case]:
-    """Nodes of their own, each started for one repetition."""
+    """Nodes of their own, two for each repetition.
+
+    One is started for the time until its first record, with nothing in between. The other is empty
+    until all that it starts behind its first answer is there: what a topic finds counts as the
+    node's.
+    """
     many, some = scale.of(MANY, 60), scale.of(SOME, 40)
 
-    def run(peer: Peer) -> list[float]:
+    @contextmanager
+    def prepared(peer: Peer) -> Iterator[Peer]:
         peer.prepare(directory / f"fresh-{next(NUMBERS)}")
         os.sync()  # a start waits for the disk, and must not wait for what others left to write
         try:
-            booted = _seconds(peer.boot)
-            empty = peer.memory()["pss"]
-            started = booted + _seconds(peer.first_record)
-            print(f"  {peer.name}: up after {started:.1f} s, {empty:,.0f} MiB", flush=True)
+            yield peer
+        finally:
+            peer.stop()
+
+    def run(make: Callable[[], Peer]) -> list[float]:
+        with prepared(make()) as peer:
+            started = _seconds(peer.boot) + _seconds(peer.first_record)
+            print(f"  {peer.name}: up after {started:.1f} s", flush=True)
+        with prepared(make()) as peer:
+            peer.boot()
+            empty = _settled(peer)
+            print(f"  {peer.name}: empty, {empty:,.0f} MiB", flush=True)
+            peer.first_record()
             created = _seconds(lambda: peer.make_topic("many", partitions=many, fsync=fsync))
             print(f"  {peer.name}: {many} partitions after {created:.1f} s", flush=True)
             first = peer.first_to_each("many", some)
@@ -308,8 +336,6 @@ def fresh_cases(directory: Path, with_kafka: bool, scale: Scale, *, fsync: bool)
             print(f"  {peer.name}: {some} written after {first:.1f} s", flush=True)
             again = peer.again_after_kill("many", some)
             print(f"  {peer.name}: killed, and again after {again:.1f} s", flush=True)
-        finally:
-            peer.stop()
         return [started, beyond, first, again, created, empty]
 
     kept = promise(fsync=fsync)
@@ -321,7 +347,7 @@ def fresh_cases(directory: Path, with_kafka: bool, scale: Scale, *, fsync: bool)
         Row(f"{many} partitions: creating them, {kept}", "s", None, True),
         Row("empty node: memory", "MiB", None, True),
     ]
-    runs: dict[str, Run] = {OURS: lambda: run(RayStream(f"fresh-{next(NUMBERS)}"))}
+    runs: dict[str, Run] = {OURS: lambda: run(lambda: RayStream(f"fresh-{next(NUMBERS)}"))}
     if with_kafka:
-        runs[KAFKA] = lambda: run(Kafka())
+        runs[KAFKA] = lambda: run(Kafka)
     yield Case(f"many partitions, {kept}", rows, runs)

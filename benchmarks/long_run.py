@@ -6,7 +6,8 @@ where. It needs room for what it writes: the large log, and then the minutes' re
 
 Fetches: one partition is written to 10 GB and another to 10 MB, in batches of the same size. The
 same number of records is fetched over and over, at the large log's start, middle and end, and of
-the small log; each place once before it is measured, so that the page cache has all of them.
+the small log, in many short turns; each place once before it is measured, so that the page cache
+has all of them.
 
 Memory: one process sends a record at a time, one reads them one by one, both as fast as they can.
 Resident memory of both and of the partition actors is taken every few seconds; a minute's figure is
@@ -49,8 +50,9 @@ RECORD = 100
 SMALL_BYTES = 10_000_000
 READ = 80_000
 """Records of one fetch: most of the small log, so that there is something to ask ahead for."""
-TIMES = 20
-"""Fetches of one figure."""
+TURNS, TIMES = 10, 10
+"""Of each place in one figure, and fetches in a turn. What else the machine does then falls on all
+places alike."""
 FETCH_BYTES = 1024 * 1024
 WITHIN = 0.9
 SETTLED_MINUTE = 2
@@ -76,7 +78,7 @@ def written(ours: RayStream, topic: str, total: int, step: int) -> list[float]:
 
 
 def fetched(consumer: Consumer, topic: str, offset: int) -> float:
-    """Records a second of fetching the same ones several times."""
+    """Seconds that fetching the same ones several times takes."""
     partition = TopicPartition(topic, 0)
     begun = time.perf_counter()
     for _ in range(TIMES):
@@ -84,7 +86,7 @@ def fetched(consumer: Consumer, topic: str, offset: int) -> float:
         left = READ
         while left:
             left -= consumer.fetch(max_records=left, timeout=10).num_rows
-    return TIMES * READ / (time.perf_counter() - begun)
+    return time.perf_counter() - begun
 
 
 def large_log(ours: RayStream, gigabytes: float) -> dict[str, Any]:
@@ -115,11 +117,15 @@ def large_log(ours: RayStream, gigabytes: float) -> dict[str, Any]:
         fetched(consumers[name], topic, offset)
         consumers[name].pause()
     for repetition in range(REPETITIONS):
-        turns = list(places.items())
-        for name, (topic, offset) in turns if repetition % 2 == 0 else turns[::-1]:
-            consumers[name].resume()
-            rate = fetched(consumers[name], topic, offset)
-            consumers[name].pause()
+        spent = dict.fromkeys(places, 0.0)
+        for turn in range(TURNS):
+            order = list(places.items())
+            for name, (topic, offset) in order if (repetition + turn) % 2 == 0 else order[::-1]:
+                consumers[name].resume()
+                spent[name] += fetched(consumers[name], topic, offset)
+                consumers[name].pause()
+        for name, seconds in spent.items():
+            rate = TURNS * TIMES * READ / seconds
             print(f"fetch, {name:10} {rate:14,.0f} rec/s", flush=True)
             for row in rows:
                 if name in row.pair:

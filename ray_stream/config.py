@@ -104,7 +104,7 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """`start(config=…)`: settings of a whole cluster."""
 
     partition_actors_max: Annotated[int, Meta(ge=1, le=1024)] | None = None
-    """Shared partition actors on a node; None: its CPU count, at least 2."""
+    """Shared partition actors on a node, all of them always up; None: its CPU count, at least 2."""
     start_timeout_ms: PositiveMilliseconds = 120_000
     """How long `start` waits for the metadata log and every data directory."""
     lock_timeout_ms: Milliseconds = 10_000

@@ -238,15 +238,16 @@ def stop_cluster(name: str) -> list[str]:
     """Stop a cluster's actors, logs closed first; data stays. Returns the names of the ended."""
     registry.forget(name)
     ended = []
-    names = spawning.living_actors(name)
     # Consumers, while there is a group to commit to and leave. Then the controller: it would start
-    # the others again. Brokers close their hosts' logs.
+    # the others again. Brokers close their hosts' logs; what one was about to start is looked for
+    # when it has ended.
     for prefix in (
         f"{name}/consumer/",
         f"{name}/controller",
         f"{name}/broker/",
         f"{name}/host/",
     ):
+        names = spawning.living_actors(name)
         ended += _stop_all([one for one in names if one.startswith(prefix)])
     deadline_s = time.monotonic() + STOP_S
     while spawning.living_actors(name) and time.monotonic() < deadline_s:

@@ -95,7 +95,9 @@ class BrokerActor:
             failed=lambda host: self._spawn(self._look_into(host)),
         )
         self._machine = hosting.BrokerMachine(
-            spawning.host_name(self._spec.name, node_id, ""), self._incarnation
+            spawning.host_name(self._spec.name, node_id, ""),
+            self._incarnation,
+            warm_slots=self._shared_actors_max(),
         )
         self._cluster_id = ""
         self._broker_id = NEVER
@@ -218,6 +220,9 @@ class BrokerActor:
                 await self._register()
                 known_version = -1
 
+    def _shared_actors_max(self) -> int:
+        return self._spec.config.partition_actors_max or max(SHARED_ACTORS_MIN, os.cpu_count() or 1)
+
     async def _find_controller(self) -> Any:
         actor = await asyncio.to_thread(spawning.find, spawning.controller_name(self._spec.name))
         if actor is None:
@@ -232,13 +237,12 @@ class BrokerActor:
             self._directories.survey, take_locks=self._broker_id == NEVER
         )
         self._reported = _ids(survey)
-        maximum = self._spec.config.partition_actors_max
         request = RegisterBroker(
             node_id=self._node_id,
             host_id=survey.host_id,
             incarnation=self._incarnation,
             actor_name=spawning.broker_name(self._spec.name, self._node_id),
-            partition_actors_max=maximum or max(SHARED_ACTORS_MIN, os.cpu_count() or 1),
+            partition_actors_max=self._shared_actors_max(),
             directories=survey.reports(),
         )
         try:

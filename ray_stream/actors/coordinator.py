@@ -61,10 +61,10 @@ class GroupCoordinatorActor(PartitionActor):
 
     @ray.method
     async def start(self) -> int:
-        """Start the loop thread, and to look at the controller; return the process id."""
+        """Start the loop thread, and to look at the controller, once; return the process id."""
         self._aio = asyncio.get_running_loop()
-        self._start_loop()
-        self._main = asyncio.create_task(self._follow())
+        if self._start_loop():
+            self._main = asyncio.create_task(self._follow())
         return os.getpid()
 
     def _turning(self, shell: PartitionShell) -> Turning:

@@ -5,12 +5,13 @@ Owns: plain values. Refuses: behaviour beyond settling one request (`actors.part
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ray_stream.config import TopicConfig
 from ray_stream.log.options import LogOptions
 from ray_stream.log.partition_log import PartitionLog
 from ray_stream.log.storage import Buffer, Lock
-from ray_stream.metadata.commands import AssignedPartition
+from ray_stream.metadata.commands import AssignedPartition, PartitionKey
 from ray_stream.rpc.messages import (
     FetchRequest,
     FetchResponse,
@@ -38,24 +39,15 @@ class PendingProduce:
             self.reply(ProduceResponse([one for one in self.results if one is not None]))
 
 
-@dataclass(slots=True)
-class Waiting:
+class Waiting(NamedTuple):
     """One appended batch whose answer waits for the readable end."""
 
     end_offset: int
     pending: PendingProduce
     position: int
     result: ProduceResult
-
-    @property
-    def wants_sync(self) -> bool:
-        """Whether the answer says so; what can be read may not be synced after a change."""
-        return self.result.durability == Durability.FSYNC
-
-    def is_due(self, log: PartitionLog) -> bool:
-        """Whether the answer may be given."""
-        end_offset = log.synced_end if self.wants_sync else log.readable_end
-        return self.end_offset <= end_offset
+    wants_sync: bool
+    """Whether the answer says so; what can be read may not be synced after a change."""
 
 
 @dataclass(slots=True)
@@ -87,6 +79,12 @@ class Hosted:
     """The written end when somebody last looked whether the log is idle."""
     is_offline: bool = False
     """Noticed, and told."""
+    key: PartitionKey = field(init=False)
+    """Topic id and number; a change of settings leaves both."""
+
+    def __post_init__(self) -> None:
+        """Make what is asked for with each batch once."""
+        self.key = (self.spec.topic_id, self.spec.partition)
 
     @property
     def name(self) -> str:

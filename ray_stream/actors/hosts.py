@@ -64,11 +64,24 @@ class NodeHosts:
         self._actors: dict[str, Any] = {}
         self._born: dict[str, Any] = {}
         """Actors that were asked for and are not up yet."""
+        self._starts: dict[str, asyncio.Event] = {}
+        """Starts under way, from before the actor is made until it is up or given up."""
+        self._is_ending = False
         self._pids: dict[str, int] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     async def start(self, host: str, *, coordinates: bool) -> bool:
         """Start one, of groups or of records; False when it could not be."""
+        if self._is_ending:
+            return False
+        ended = self._starts[host] = asyncio.Event()
+        try:
+            return await self._start(host, coordinates=coordinates)
+        finally:
+            del self._starts[host]
+            ended.set()
+
+    async def _start(self, host: str, *, coordinates: bool) -> bool:
         actor_class = GroupCoordinatorActorClass if coordinates else PartitionActorClass
         settings = HostSettings(
             cluster=self._cluster,
@@ -84,6 +97,9 @@ class NodeHosts:
             )
         except RayError as error:
             LOG.warning("partition actor %s could not be made: %s", host, error)
+            return False
+        if self._is_ending:
+            ray.kill(actor)
             return False
         self._born[host] = actor
         try:
@@ -104,9 +120,10 @@ class NodeHosts:
         return {name: served for name, served in found if served is not None}
 
     async def _find(self, name: str) -> tuple[str, list[PartitionServed] | None]:
-        actor = await asyncio.to_thread(spawning.find, name)
+        actor: Any = await asyncio.to_thread(spawning.find, name)
         if actor is None:
             return name, None
+        actor.start.remote()  # unless somebody did: its broker may have died in between
         try:
             described: HostDescribed = await ask(
                 actor, DescribeHost(), self._config.actor_timeout_ms
@@ -144,9 +161,11 @@ class NodeHosts:
         return dict(self._pids)
 
     async def stop_all(self) -> None:
-        """End all of them; those that are not up yet have nothing to close."""
+        """End all of them, for good; those that are not up yet have nothing to close."""
+        self._is_ending = True
         for actor in self._born.values():
             ray.kill(actor)
+        await asyncio.gather(*(ended.wait() for ended in self._starts.values()))
         await asyncio.gather(*(self.stop(host) for host in list(self._actors)))
 
     def _adopt(self, host: str, actor: Any, pid: int) -> None:

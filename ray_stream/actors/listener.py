@@ -141,6 +141,8 @@ class Listener:
 
     def next_deadline_ms(self) -> int | None:
         """When `on_time` has something to do."""
+        if not self._strangers and not self._stalled:
+            return self._accept_at_ms
         due = [self._accept_at_ms]
         if self._strangers:
             due.append(next(iter(self._strangers)).since_ms + GREETING_MS)

@@ -12,6 +12,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Protocol, TypeVar
 
 from ray_stream.clock import Clock
@@ -23,7 +24,7 @@ LOG = logging.getLogger(__name__)
 SYNC_THREADS = 4
 SPREAD_THREADS = 8
 TURN_CALLS_MAX = 1_000
-IDLE_WAIT_S = 3600.0
+IDLE_WAIT_MS = 3_600_000
 
 
 ItemT = TypeVar("ItemT")
@@ -80,9 +81,13 @@ class HostLoop:
         self._reactor = Reactor()
         self._network: Network | None = None
         self._is_ending = False
-        self._sync_threads = ThreadPoolExecutor(SYNC_THREADS, thread_name_prefix=f"{name}-sync")
+        self._syncs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        """Of thousands of logs at once, when they were looked at; a future each is a kilobyte."""
+        self._sync_threads: list[threading.Thread] = []
         self._thread: threading.Thread | None = None
         self._synced_here = False
+        self._left_s = 0.0
+        """How long the thread may sleep."""
         self.niceness = 0
         self.turns = 0
 
@@ -104,8 +109,11 @@ class HostLoop:
         self.post(self._end)
         if self._thread is not None:
             self._thread.join()
-        self._reactor.close()
-        self._sync_threads.shutdown()
+        for _ in self._sync_threads:
+            self._syncs.put(None)
+        for thread in self._sync_threads:
+            thread.join()
+        self._reactor.close()  # the last syncs post what came of them, though nobody hears it
 
     def sync(self, job: SyncJob, done: Callable[[StorageError | None], None]) -> None:
         """`Syncer`: on a thread of its own, or here when it is the one thing to do in a turn."""
@@ -121,7 +129,14 @@ class HostLoop:
             error = _run_job(job)
             self.post(lambda: done(error))
 
-        self._sync_threads.submit(run)
+        self._syncs.put(run)
+        if len(self._sync_threads) < SYNC_THREADS:
+            number = len(self._sync_threads)
+            thread = threading.Thread(
+                target=self._run_syncs, name=f"{self._name}-sync-{number}", daemon=True
+            )
+            self._sync_threads.append(thread)
+            thread.start()
 
     def spread(self, work: Callable[[ItemT], OutcomeT], items: Sequence[ItemT]) -> list[OutcomeT]:
         """Do the same to many logs at once, and wait for all: mostly for the disk."""
@@ -129,6 +144,15 @@ class HostLoop:
             return [work(item) for item in items]
         with ThreadPoolExecutor(SPREAD_THREADS, thread_name_prefix=f"{self._name}-spread") as pool:
             return list(pool.map(work, items))
+
+    def _run_syncs(self) -> None:
+        try:
+            while (run := self._syncs.get()) is not None:
+                run()
+        except BaseException:
+            LOG.critical("%s broke; the process ends and is replaced", self._name, exc_info=True)
+            logging.shutdown()
+            os._exit(70)
 
     def _end(self) -> None:
         self._is_ending = True
@@ -149,7 +173,7 @@ class HostLoop:
 
     def _turn(self, host: Turning) -> bool:
         """Take in what is there, end the turn; False: the last call was among it."""
-        self._reactor.wait(self._left_s(host))
+        self._reactor.wait(self._left_s)
         for _ in range(TURN_CALLS_MAX):
             call = self._reactor.next_posted()
             if call is None:
@@ -159,29 +183,25 @@ class HostLoop:
                 return False
         self._synced_here = False
         host.end_turn()
-        deadline_ms = host.next_deadline_ms()
-        if deadline_ms is not None and deadline_ms <= self._clock.monotonic_ms():
-            host.on_time()
-            host.end_turn()
         if self._network is not None:
-            self._end_network_turn(self._network)
+            self._network.end_turn()
+        self._look_at_the_clock(host)
         return True
 
-    def _end_network_turn(self, network: Network) -> None:
-        deadline_ms = network.next_deadline_ms()
-        if deadline_ms is not None and deadline_ms <= self._clock.monotonic_ms():
-            network.on_time()
-        network.end_turn()
-
-    def _left_s(self, host: Turning) -> float:
-        """How long the thread may sleep."""
-        due = [host.next_deadline_ms()]
-        if self._network is not None:
-            due.append(self._network.next_deadline_ms())
-        deadline_ms = min((one for one in due if one is not None), default=None)
-        if deadline_ms is None:
-            return IDLE_WAIT_S
-        return min(IDLE_WAIT_S, max(0.0, (deadline_ms - self._clock.monotonic_ms()) / 1000))
+    def _look_at_the_clock(self, host: Turning) -> None:
+        """Do what is due, and have another turn write it; else say how long to sleep."""
+        wait_ms = IDLE_WAIT_MS
+        now_ms = self._clock.monotonic_ms()
+        for one in (host,) if self._network is None else (host, self._network):
+            deadline_ms = one.next_deadline_ms()
+            if deadline_ms is None:
+                continue
+            if deadline_ms <= now_ms:
+                one.on_time()
+                wait_ms = 0
+            else:
+                wait_ms = min(wait_ms, deadline_ms - now_ms)
+        self._left_s = wait_ms / 1000
 
 
 def _run_job(job: SyncJob) -> StorageError | None:

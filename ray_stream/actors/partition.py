@@ -96,6 +96,7 @@ class PartitionActor:
         self._clients = self._services()
         self._door = Door(self._loop, {**self._clients, **self._orders()})
         self._endpoint = Endpoint("", "", "", 0)
+        self._is_started = False
 
     def _services(self) -> Mapping[type[msgspec.Struct], Handler]:
         """What clients are answered here, and by what."""
@@ -115,8 +116,13 @@ class PartitionActor:
             DescribeHost: self._describe,
         }
 
-    def _start_loop(self) -> None:
+    def _start_loop(self) -> bool:
+        """Whether this was the first call, which starts it."""
+        if self._is_started:
+            return False
+        self._is_started = True
         self._loop.start(self._turning(PartitionShell(self._host, self._control)), self._listen())
+        return True
 
     def _listen(self) -> Listener | None:
         """The way in over sockets, unless this cluster has no secret that clients could prove."""
@@ -138,7 +144,7 @@ class PartitionActor:
 
     @ray.method
     async def start(self) -> int:
-        """Start the loop thread; return the process id, for whoever may have to end it."""
+        """Start the loop thread, once; return the process id, for whoever may have to end it."""
         self._start_loop()
         return os.getpid()
 

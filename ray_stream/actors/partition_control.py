@@ -127,9 +127,9 @@ class PartitionControl:
         except RayStreamError as error:
             return f"{type(error).__name__}: {error}"
         try:
-            log = self._open_log(spec, root)
+            path = directory.partition_path(root, spec.topic_id, spec.partition)
+            log = self._open_log(spec, path)
             if not log.offline:
-                path = directory.partition_path(root, spec.topic_id, spec.partition)
                 return Hosted(spec, log, lock, path)
             reason = (
                 f"{StorageOfflineError.__name__}: {log.offline}; stop the cluster, then "
@@ -143,8 +143,7 @@ class PartitionControl:
         lock.release()
         return reason
 
-    def _open_log(self, spec: AssignedPartition, root: str) -> PartitionLog:
-        path = directory.partition_path(root, spec.topic_id, spec.partition)
+    def _open_log(self, spec: AssignedPartition, path: str) -> PartitionLog:
         options = log_options(spec)
         now_ms = self._clock.now_ms()
         # Before the first claim nothing was ever acknowledged, so making the log loses nothing;

@@ -54,6 +54,7 @@ from ray_stream.rpc.services import Reply
 from ray_stream.types import Durability
 
 ACKS_NONE = 0
+_FSYNC = str(Durability.FSYNC)
 OPEN_LOGS_MAX = 1024
 """Logs with open files, where the limit of the process does not say otherwise."""
 UNSYNCED_SEGMENTS_MAX = 8
@@ -98,6 +99,8 @@ class PartitionHost:
         self._partitions: dict[PartitionKey, Hosted] = {}
         self._dirty: dict[PartitionKey, Hosted] = {}
         self._fetches: dict[int, ParkedFetch] = {}
+        self._expiry_ms = 0
+        """No fetch's wait is over before; only looked at while there are any."""
         self._open_logs: OpenLogs[PartitionKey] = OpenLogs(open_logs_max)
         self.failures = 0
         """Logs that went offline here; a change of it tells the broker to look."""
@@ -139,6 +142,8 @@ class PartitionHost:
         fetch = ParkedFetch(request, reply, self._clock.monotonic_ms() + wait_ms)
         if self._try_fetch(fetch, expired=request.max_wait_ms == 0):
             return
+        if not self._fetches or fetch.deadline_ms < self._expiry_ms:
+            self._expiry_ms = fetch.deadline_ms
         self._fetches[id(fetch)] = fetch
         for address in request.partitions:
             self._partitions[address.topic_id, address.partition].parked[id(fetch)] = fetch
@@ -155,24 +160,24 @@ class PartitionHost:
         for hosted in dirty.values():
             if hosted.staged:
                 self._append_staged(hosted)
-                self._open_logs.used(_key_of(hosted), hosted.log)
-                if hosted.log.unsynced_segments > UNSYNCED_SEGMENTS_MAX:
-                    self._rest_now(hosted)
-                elif hosted.log.unsynced_segments:
-                    self.sync_in_background(hosted)
-                self._make_room()
+                self._keep_few_open(hosted)
             self._advance(hosted)
         for key in self._open_logs.rest():
             self.sync_in_background(self._partitions[key])
 
-    def _make_room(self) -> None:
-        """Sync and close one here, should so many wait for syncs with their files open."""
-        key = self._open_logs.crowding()
-        if key is not None:
-            self._rest_now(self._partitions[key])
+    def _keep_few_open(self, hosted: Hosted) -> None:
+        """Sync what was sealed; sync and close one, should so many wait with their files open."""
+        crowding = self._open_logs.used(hosted.key, hosted.log)
+        if unsynced := hosted.log.unsynced_segments:
+            if unsynced > UNSYNCED_SEGMENTS_MAX:
+                self._rest_now(hosted)
+            else:
+                self.sync_in_background(hosted)
+        if crowding is not None:
+            self._rest_now(self._partitions[crowding])
 
     def _rest_now(self, hosted: Hosted) -> None:
-        self._open_logs.forget(_key_of(hosted))
+        self._open_logs.forget(hosted.key)
         try:
             hosted.log.rest(sync=True)
         except StorageOfflineError:
@@ -184,14 +189,18 @@ class PartitionHost:
         now_ms = self._clock.monotonic_ms()
         for fetch in [one for one in self._fetches.values() if one.deadline_ms <= now_ms]:
             self._try_fetch(fetch, expired=True)
+        self._expiry_ms = min((one.deadline_ms for one in self._fetches.values()), default=0)
 
     def next_deadline_ms(self) -> int | None:
-        """When `expire` has something to do, on the monotonic clock; None: nothing waits."""
-        return min((fetch.deadline_ms for fetch in self._fetches.values()), default=None)
+        """When `expire` has to look, on the monotonic clock; None: nothing waits.
+
+        Perhaps too early: not with each fetch that is answered all others are looked at.
+        """
+        return self._expiry_ms if self._fetches else None
 
     def changed(self, hosted: Hosted) -> None:
         """Have this partition looked after at the turn's end (its options or epoch changed)."""
-        self._dirty[_key_of(hosted)] = hosted
+        self._dirty[hosted.key] = hosted
 
     def refuse_staged(self, hosted: Hosted) -> None:
         """A new leader epoch is about to begin: what was taken in under the old one is not it."""
@@ -204,7 +213,7 @@ class PartitionHost:
 
     def dismiss(self, hosted: Hosted) -> None:
         """Answer everything that waits on a partition which is not led here any more."""
-        self._open_logs.forget(_key_of(hosted))
+        self._open_logs.forget(hosted.key)
         error = NotLeaderOrFollowerError(f"{hosted.name} is not led here any more: ask again")
         for batch, pending, position in hosted.staged:
             del batch
@@ -246,59 +255,83 @@ class PartitionHost:
 
     def _append_staged(self, hosted: Hosted) -> None:
         staged, hosted.staged = hosted.staged, []
-        appended = hosted.log.append(
+        log, config = hosted.log, hosted.spec.config
+        topic_id, partition = hosted.key
+        leader_epoch, log_start = log.leader_epoch, log.start_offset
+        appended = log.append(
             [batch for batch, _, _ in staged],
-            leader_epoch=hosted.log.leader_epoch,
+            leader_epoch=leader_epoch,
             now_ms=self._clock.now_ms(),
+            keep=any(one.request.min_bytes <= 1 for one in hosted.parked.values()),
         )
-        config = hosted.spec.config
+        is_log_append_time = config.message_timestamp_type == "LogAppendTime"
         for (_, pending, position), outcome in zip(staged, appended, strict=True):
-            if isinstance(outcome, Appended):
-                result = ProduceResult(
-                    hosted.spec.topic_id,
-                    hosted.spec.partition,
-                    base_offset=outcome.base_offset,
-                    append_timestamp=outcome.append_timestamp,
-                    log_append_time=config.message_timestamp_type == "LogAppendTime",
-                    log_start=hosted.log.start_offset,
-                    leader_epoch=hosted.log.leader_epoch,
-                    durability=config.durability if pending.acks != ACKS_NONE else "none",
-                    duplicate=outcome.duplicate,
-                )
-                end_offset = 0 if pending.acks == ACKS_NONE else outcome.next_offset
-                hosted.waiting.append(Waiting(end_offset, pending, position, result))
-            else:
+            if not isinstance(outcome, Appended):
                 pending.settle(position, _produce_error(_address_of(hosted), outcome))
+                continue
+            base_offset, next_offset, append_timestamp, is_duplicate = outcome
+            is_promised = pending.acks != ACKS_NONE
+            durability = config.durability if is_promised else "none"
+            # In the order of its fields: names would cost as much as the rest of it.
+            result = ProduceResult(
+                topic_id,
+                partition,
+                None,
+                base_offset,
+                append_timestamp,
+                is_log_append_time,
+                log_start,
+                leader_epoch,
+                durability,
+                is_duplicate,
+            )
+            end_offset = next_offset if is_promised else 0
+            waiting = Waiting(end_offset, pending, position, result, durability == _FSYNC)
+            hosted.waiting.append(waiting)
         if hosted.log.offline:
             self.went_offline(hosted)
 
     def _advance(self, hosted: Hosted) -> None:
-        """Start a sync where one is due, and answer what the readable end has passed."""
-        self._start_sync(hosted)
+        """Start a sync where one is due, and answer what the readable end has passed.
+
+        Fetches first: whoever is waited for elsewhere is the one that has asked for records.
+        """
+        is_fsync = hosted.spec.config.durability == _FSYNC
+        if is_fsync or hosted.altered:
+            self.sync_in_background(hosted)
+        if hosted.parked:
+            for fetch in list(hosted.parked.values()):
+                self._try_fetch(fetch, expired=False)
+            hosted.log.forget_kept()
+        if hosted.waiting:
+            self._settle(hosted)
+            if hosted.waiting and not is_fsync:  # it was when these were written
+                self.sync_in_background(hosted)
         log = hosted.log
-        due = [one for one in hosted.waiting if one.is_due(log)]
-        if due:
-            hosted.waiting = [one for one in hosted.waiting if not one.is_due(log)]
-            for one in due:
-                one.pending.settle(one.position, one.result)
         while hosted.altered and (log.offline or hosted.altered[0][0] <= log.synced_end):
             hosted.altered.pop(0)[1]()
-        for fetch in list(hosted.parked.values()):
-            self._try_fetch(fetch, expired=False)
 
-    def _start_sync(self, hosted: Hosted) -> None:
-        is_wanted = Durability(hosted.spec.config.durability) is Durability.FSYNC or hosted.altered
-        if is_wanted or any(one.wants_sync for one in hosted.waiting):
-            self.sync_in_background(hosted)
+    def _settle(self, hosted: Hosted) -> None:
+        """Answer for the batches that are as durable as the answer says."""
+        synced_end, readable_end = hosted.log.synced_end, hosted.log.readable_end
+        due: list[Waiting] = []
+        left: list[Waiting] = []
+        for one in hosted.waiting:
+            is_due = one.end_offset <= (synced_end if one.wants_sync else readable_end)
+            (due if is_due else left).append(one)
+        hosted.waiting = left
+        for one in due:
+            one.pending.settle(one.position, one.result)
 
     def _sync_ended(self, hosted: Hosted, job: SyncJob, error: StorageError | None) -> None:
-        if self._partitions.get(_key_of(hosted)) is not hosted:
+        if self._partitions.get(hosted.key) is not hosted:
             return
         if error is None:
             hosted.log.synced(job)
         else:
             self.went_offline(hosted, hosted.log.sync_failed(job, error))
         self._advance(hosted)
+        hosted.log.forget_kept()
 
     def went_offline(self, hosted: Hosted, told: RayStreamError | None = None) -> None:
         """A log is offline: nobody waits for it any longer, and the broker looks, once.
@@ -310,7 +343,7 @@ class PartitionHost:
         if hosted.is_offline:
             return
         hosted.is_offline = True
-        self._open_logs.forget(_key_of(hosted))
+        self._open_logs.forget(hosted.key)
         self.failures += 1
         told = told or OutcomeUnknownError(
             f"{hosted.name} is offline: {hosted.log.offline}; what was written before may be there "
@@ -331,19 +364,21 @@ class PartitionHost:
     def _try_fetch(self, fetch: ParkedFetch, *, expired: bool) -> bool:
         """Answer if there is an error, enough bytes, or no time left; say whether it was."""
         request = fetch.request
-        in_place = bool(self._boot_id) and request.boot_id == self._boot_id
-        if not (expired or in_place or request.min_bytes <= 1 or self._may_be_enough(request)):
+        is_neighbour = bool(self._boot_id) and request.boot_id == self._boot_id
+        extent_bytes = min(request.extent_bytes, FETCH_BYTES_MAX) if is_neighbour else 0
+        if not (expired or extent_bytes or request.min_bytes <= 1 or self._may_be_enough(request)):
             return False
         results: list[FetchResult] = []
         batches: list[Buffer] = []
         got = 0
         failed = False
-        bytes_max = min(request.max_bytes, FETCH_BYTES_MAX)
+        left = min(request.max_bytes, FETCH_BYTES_MAX)
         for address in request.partitions:
-            result, buffers, length = self._read(address, bytes_max - got, in_place)
+            result, buffers, length = self._read(address, left, extent_bytes)
             results.append(result)
             batches += buffers
             got += length
+            left -= length if result.extent is None else 0
             failed = failed or result.error is not None
         if not (failed or expired or got >= request.min_bytes):
             return False
@@ -355,14 +390,14 @@ class PartitionHost:
         """Whether to read at all: otherwise each append would have all of it read again."""
         got = 0
         for address in request.partitions:
-            result, buffers, length = self._read(address, FETCH_BYTES_MAX, in_place=True)
+            result, _, length = self._read(address, FETCH_BYTES_MAX, FETCH_BYTES_MAX)
             got += length
-            if result.error is not None or buffers or got >= request.min_bytes:
+            if result.error is not None or got >= request.min_bytes:
                 return True
         return False
 
     def _read(
-        self, address: FetchPartition, bytes_left: int, in_place: bool
+        self, address: FetchPartition, bytes_left: int, extent_bytes: int
     ) -> tuple[FetchResult, list[Buffer], int]:
         hosted = self._reader(address)
         if isinstance(hosted, RayStreamError):
@@ -377,12 +412,11 @@ class PartitionHost:
         buffers: list[Buffer] = []
         if address.fetch_offset != end_offset and bytes_left > 0:
             try:
-                bytes_max = min(address.max_bytes, bytes_left)
                 read = log.read(
                     address.fetch_offset,
-                    bytes_max=bytes_max,
+                    bytes_max=extent_bytes or min(address.max_bytes, bytes_left),
                     end_offset=end_offset,
-                    in_place=in_place,
+                    in_place=bool(extent_bytes),
                 )
                 buffers = list(read.batches)
                 extent = _told(read.extent)
@@ -454,10 +488,6 @@ def _told(extent: reader.Extent | None) -> Extent | None:
     if extent is None:
         return None
     return Extent(extent.path, extent.position, extent.length, extent.header, extent.end_offset)
-
-
-def _key_of(hosted: Hosted) -> PartitionKey:
-    return hosted.spec.topic_id, hosted.spec.partition
 
 
 def _address_of(hosted: Hosted) -> ProducePartition:

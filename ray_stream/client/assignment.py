@@ -15,11 +15,14 @@ from ray_stream.client.consumer_events import (
 )
 from ray_stream.client.positions import Budget, PartitionState
 from ray_stream.client.topics import TopicDirectory
+from ray_stream.config import MiB
 from ray_stream.errors import InvalidArgumentError, RayStreamError
 from ray_stream.rpc.messages import EARLIEST, LATEST
 from ray_stream.types import NO_OFFSET, TopicPartition
 
 _PREFETCH_MIN_BYTES = 64 * 1024
+_PIECE_BYTES = MiB
+"""Read from a file at once: it fits in the processor's cache, with what becomes of it."""
 
 
 class Assignment:
@@ -34,7 +37,7 @@ class Assignment:
         self.idle: dict[TopicPartition, PartitionState] = {}
         """Those that want a request and have none, longest first."""
         self.deliverable: dict[TopicPartition, PartitionState] = {}
-        """Those with a batch to hand out or an error to raise, longest first."""
+        """Those with a batch to hand out, or one to read, or an error to raise, longest first."""
         self.subscription: Subscription | None = None
         self.is_given = False
         """By a group, which takes away what is gone."""
@@ -163,17 +166,23 @@ class Assignment:
             self.idle.setdefault(name, state)
         else:
             self.idle.pop(name, None)
-        if not state.paused and (state.buffer or state.error is not None):
+        if not state.paused and state.has_something:
             self.deliverable.setdefault(name, state)
         else:
             self.deliverable.pop(name, None)
 
     def _wants(self, state: PartitionState) -> bool:
-        if state.request_id is not None or state.error is not None:
+        if state.request_id is not None or state.error is not None or state.grant is not None:
             return False
         if state.reset is not None:
             return True
         return not state.paused and state.has_more and state.buffered_bytes < self._prefetch_bytes
+
+    @property
+    def piece_bytes(self) -> int:
+        """How much to read of what was granted; one batch is always read."""
+        room = self._fetch_max_bytes - self.budget.used
+        return min(_PIECE_BYTES, self._prefetch_bytes, room)
 
     @property
     def _prefetch_bytes(self) -> int:

@@ -99,17 +99,25 @@ class Batcher:
         limit = topic.config.max_batch_bytes
         return batches if all(batch.size <= limit for batch in batches) else None
 
-    def build_single(self, topic: TopicMetadata, record: Single) -> Batch:
+    def choose(self, topic: TopicMetadata, record: Single) -> int:
+        """The partition of a record that is sent alone.
+
+        Callers may ask in several threads: then some keyless records move on early.
+        """
+        if record.partition is not None:
+            return record.partition
+        if record.key is not None:
+            return partition_of_key(record.key, len(topic.partitions))
+        if len(topic.partitions) == 1:
+            return 0
+        return self._keyless(topic, record.total_bytes())
+
+    def build_single(self, topic: TopicMetadata, record: Single, partition: int) -> Batch:
         """The batch of a record that is sent alone.
 
         Raises:
             InvalidTimestampError, RecordTooLargeError: as `build_single`.
         """
-        partition = record.partition
-        if partition is None and record.key is not None:
-            partition = partition_of_key(record.key, len(topic.partitions))
-        if partition is None:
-            partition = self._keyless(topic, record.total_bytes())
         pieces = build_single(record.key, record.value, record.base_timestamp)
         size = record.total_bytes()
         return Batch(topic, partition, record, _writable(pieces), count=1, record_bytes=size)

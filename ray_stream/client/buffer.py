@@ -102,6 +102,8 @@ class SendBuffer:
         self._being_built: OpenRows | SealedColumns | None = None
         """What that is: until it is built, and counted by the sender, it is counted here."""
         self._generation = 0
+        self.outside: Callable[[], int] = int
+        """Bytes of records that are under way and went past here; until they are `adopted`."""
 
     # --- callers -----------------------------------------------------------------------------
 
@@ -239,6 +241,29 @@ class SendBuffer:
             self._taken += size
             self._building, self._being_built = 0, None
 
+    def adopted(self, size: int) -> None:
+        """So many bytes of records went past here, and are counted here from now on."""
+        with self._lock:
+            self._used += size
+            self._taken += size
+
+    def is_free(self, topic: str, size: int) -> bool:
+        """Whether a record of a topic may go past here: nothing older waits, and there is room."""
+        with self._lock:
+            self._check()
+            return (
+                topic not in self.open
+                and not self._sealed
+                and self._being_built is None
+                and not self._waiting
+                and self._has_room(size)
+            )
+
+    @property
+    def generation(self) -> int:
+        """The number of the next flush."""
+        return self._generation
+
     def release(self, size: int) -> None:
         """So many bytes of records are resolved."""
         with self._lock:
@@ -285,7 +310,8 @@ class SendBuffer:
             sealed = {id(rows): rows.bytes for rows in self._sealed if isinstance(rows, OpenRows)}
             sealed |= {id(rows): rows.bytes for rows in self.open.values()}
             columns = sum(item.granted for item in self._sealed if isinstance(item, SealedColumns))
-            return self._taken + self._building + columns + sum(sealed.values())
+            outside = self.outside()
+            return outside + self._taken + self._building + columns + sum(sealed.values())
 
     # --- with the lock -----------------------------------------------------------------------
 
@@ -363,6 +389,7 @@ class SendBuffer:
         rows.limit = min(granted, rows.bytes + rows.record_max)
 
     def _has_room(self, size: int) -> bool:
+        size += self.outside()
         if self._used + size <= self._config.buffer_memory:
             return True
         for rows in self.open.values():  # take back what was set aside and is not used

@@ -276,7 +276,8 @@ class Consumer:
         Columns are not copied. Keys and values are the stored bytes: deserializers do not apply.
 
         Args:
-            max_records: at most so many; None: what is there, up to about `fetch_max_bytes`.
+            max_records: at most so many; None: what is there, up to about 4 MiB (or
+                `fetch_max_bytes`, if that is less): more would not be read any faster.
             timeout: seconds; 0 takes only what has arrived.
 
         Raises:

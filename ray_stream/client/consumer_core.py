@@ -13,6 +13,7 @@ from ray_stream.client.assignment import Assignment
 from ray_stream.client.consumer_events import (
     Answered,
     Assign,
+    Brought,
     Effect,
     Event,
     Pause,
@@ -21,6 +22,7 @@ from ray_stream.client.consumer_events import (
     Tick,
 )
 from ray_stream.client.fetch_sessions import Asked, FetchSessions, Outstanding
+from ray_stream.client.grants import Grant
 from ray_stream.client.positions import PartitionState
 from ray_stream.client.topics import PartitionAddress, TopicDirectory
 from ray_stream.config import ConsumerConfig
@@ -78,8 +80,16 @@ class ConsumerCore:
         return self._assignment.is_done
 
     def ready(self) -> PartitionState | None:
-        """The partition whose turn it is: it has a buffered batch, or else an error to raise."""
+        """The partition whose turn it is: it has a buffered batch, or else an error to raise.
+
+        Or, if it has neither, a grant: then the owner reads what is `wanted`, steps with `Brought`,
+        and looks again.
+        """
         return next(iter(self._assignment.deliverable.values()), None)
+
+    def wanted(self, grant: Grant) -> int:
+        """How many bytes to read at the grant's position."""
+        return grant.next_length(self._assignment.piece_bytes)
 
     def advance(self, state: PartitionState, position: int) -> None:
         """Everything below `position` was handed out; the next partition has its turn.
@@ -146,6 +156,8 @@ class ConsumerCore:
                 request = self._sessions.answered(request_id)
                 if request is not None:
                     self._take_answer(request, answer, now_ms, effects)
+            case Brought(name, wanted, view):
+                self._take_brought(assignment.states[name], wanted, view)
             case Assign():
                 assignment.replace(event)
                 self._metadata_ms = None
@@ -252,7 +264,7 @@ class ConsumerCore:
         states = [one.state for one in request.asked.values() if _is_current(request, one)]
         for state in states:
             state.request_id = None
-        for state in sorted(states, key=lambda one: bool(one.buffer)):
+        for state in sorted(states, key=lambda one: one.has_something):
             self._assignment.settle(state)
 
     def _take_offsets(self, request: Outstanding, answer: ListOffsetsResponse, now_ms: int) -> None:
@@ -282,8 +294,17 @@ class ConsumerCore:
                 continue
             state.attempts = 0
             state.readable_end = self._readable_end(result)
-            state.receive(buffers)
+            if result.extent is not None:
+                state.grant = Grant(result.extent)
+            else:
+                state.receive(buffers)
             self._assignment.settle(state)
+
+    def _take_brought(self, state: PartitionState, wanted: int, view: memoryview | None) -> None:
+        """What surprises is asked of the leader again, which sends bytes then."""
+        if not state.take_granted(view, wanted):
+            self._sessions.read_no_files_of(state.host)
+        self._assignment.settle(state)
 
     def _readable_end(self, result: FetchResult) -> int:
         if self._config.isolation_level == "read_committed" and result.last_stable_offset >= 0:
@@ -364,6 +385,7 @@ class ConsumerCore:
         if (address.host, address.leader_epoch) != (state.host, state.leader_epoch):
             state.host, state.leader_epoch = address.host, address.leader_epoch
             state.request_id = None
+            state.grant = None
             state.retry_at_ms = 0
             self._assignment.settle(state)
         return True

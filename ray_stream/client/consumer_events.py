@@ -83,11 +83,22 @@ class Answered:
 
 
 @dataclass(frozen=True, slots=True)
+class Brought:
+    """What stands in the file where `ConsumerCore.wanted` said."""
+
+    name: TopicPartition
+    wanted: int
+    """Bytes that were to be read."""
+    view: memoryview | None
+    """None: the file cannot be read."""
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time passed, or records were taken."""
 
 
-Event = Assign | Seek | Pause | Resume | Answered | Tick
+Event = Assign | Seek | Pause | Resume | Answered | Brought | Tick
 
 
 @dataclass(frozen=True, slots=True)

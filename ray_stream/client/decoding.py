@@ -45,6 +45,8 @@ def rows_of(state: PartitionState, batch: StoredBatch) -> pa.RecordBatch:
         except CorruptBatchError as error:
             raise state.corrupt(header.base_offset, header.next_offset, error) from error
     rows = batch.rows
+    if state.position <= header.base_offset and batch.end >= header.next_offset:
+        return rows
     if not rows.num_rows:
         return rows
     offsets = integers(rows.column(0))

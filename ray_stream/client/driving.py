@@ -11,7 +11,7 @@ from typing import Any
 from ray_stream.boot import boot_id
 from ray_stream.client.calls import Deadline, Mailbox, warn_in_running_loop
 from ray_stream.client.consumer_core import ConsumerCore
-from ray_stream.client.consumer_events import Answered, Event, Reassigned, Send, Tick
+from ray_stream.client.consumer_events import Answered, Brought, Event, Reassigned, Send, Tick
 from ray_stream.client.local_reads import LocalReader
 from ray_stream.client.positions import PartitionState
 from ray_stream.clock import Clock
@@ -59,7 +59,7 @@ class Driver:
         reply = self._mailbox.reply_to(effect.request_id)
         request = effect.request
         if isinstance(request, FetchRequest):
-            request = self._local.asking(effect.request_id, effect.host, request)
+            request = self._local.asking(request)
             self._services.partitions(effect.host).fetch(request, reply)
         elif isinstance(request, ListOffsetsRequest):
             self._services.partitions(effect.host).list_offsets(request, reply)
@@ -82,7 +82,7 @@ class Driver:
         if arrived is None:
             self.step(Tick())
         while arrived is not None:  # each step looks at the time as well
-            self._take(*arrived)
+            self.step(Answered(*arrived))
             arrived = self._mailbox.take()
 
     def _awaited(self, wait_ms: int) -> tuple[int, Any] | None:
@@ -92,8 +92,19 @@ class Driver:
             return self._mailbox.take()
         return self._mailbox.take(wait_ms)
 
-    def _take(self, request_id: int, answer: Any) -> None:  # noqa: ANN401 - of any request
-        self.step(Answered(request_id, self._local.answered(request_id, answer)))
+    def ready(self) -> PartitionState | None:
+        """The partition whose turn it is: it has a buffered batch, or else an error to raise.
+
+        What its leader lets it read of a file is read here, a piece at a time.
+        """
+        while (state := self._core.ready()) is not None and not state.buffer:
+            grant = state.grant
+            if grant is None:
+                break
+            wanted = self._core.wanted(grant)
+            view = self._local.read(grant.path, wanted, grant.position)
+            self.step(Brought(state.name, wanted, view))
+        return state
 
     def wait_ready(self, deadline: Deadline | None) -> PartitionState | None:
         """The partition whose turn it is; None at the deadline, or when everything was read.
@@ -104,10 +115,10 @@ class Driver:
 
         def is_reached() -> bool:
             self.turn()
-            return self._core.ready() is not None or self._core.is_done
+            return self.ready() is not None or self._core.is_done
 
         self.wait(is_reached, deadline)
-        return self._core.ready()
+        return self.ready()
 
     def wait(self, is_reached: Callable[[], bool], deadline: Deadline | None) -> bool:
         """Drive the machine until something is so; say whether it is.

@@ -26,6 +26,8 @@ from ray_stream.rpc.messages import (
 
 REQUEST_BYTES_MAX = 8 * MiB
 """More in one answer only delays its first record."""
+EXTENT_BYTES_MAX = 64 * MiB
+"""Granted of one partition at once: to be read from its leader's file, if that is seen here."""
 PARTITION_BYTES_MAX = MiB
 """Asked of one partition when many share a request."""
 BUSY_WAIT_MS = 20
@@ -74,10 +76,16 @@ class FetchSessions:
         self._reserved = 0
         self._last_id = 0
         self._hosts = 1
+        self._without_files: dict[str, None] = {}
+        """Partition actors whose files cannot be read here."""
 
     def expect_hosts(self, hosts: int) -> None:
         """So many partition actors will share the budget."""
         self._hosts = max(1, hosts)
+
+    def read_no_files_of(self, host: str) -> None:
+        """This partition actor sends bytes from now on."""
+        self._without_files[host] = None
 
     @property
     def request_bytes(self) -> int:
@@ -143,6 +151,7 @@ class FetchSessions:
             max_bytes=request.reserved,
             partitions=entries,
             isolation_level=self._config.isolation_level,
+            extent_bytes=0 if host in self._without_files else EXTENT_BYTES_MAX,
         )
         return Send(request.request_id, host, message)
 

@@ -14,9 +14,12 @@ from ray_stream.client.consumer_core import ConsumerCore
 from ray_stream.client.decoding import Decoder, Run, take_rows
 from ray_stream.client.driving import Driver
 from ray_stream.client.positions import PartitionState
+from ray_stream.config import MiB
 from ray_stream.errors import CorruptRecordError, DeserializationError, RayStreamError
 from ray_stream.types import Record, TopicPartition
 
+TABLE_BYTES_MAX = 4 * MiB
+"""In one table: more would leave the processor's cache before anybody looks at it."""
 _NO_LIMIT = 2**62
 
 Take = Callable[[PartitionState, int], tuple[int, int]]
@@ -63,7 +66,7 @@ class HandOut:
         """
         self.stop_run()
         self._driver.turn()
-        state = self._core.ready() if self._before_pump > 0 else None
+        state = self._driver.ready() if self._before_pump > 0 else None
         if state is None:
             state = self._driver.wait_ready(None)
             self._before_pump = limit
@@ -144,7 +147,7 @@ class HandOut:
     def rows(self, limit: int | None, bytes_max: int, deadline: Deadline) -> list[pa.RecordBatch]:
         """Up to so many rows, or what is there up to about so many stored bytes."""
         batches: list[pa.RecordBatch] = []
-        space = bytes_max
+        space = min(bytes_max, TABLE_BYTES_MAX)
 
         def take(state: PartitionState, left: int) -> tuple[int, int]:
             nonlocal space
@@ -179,7 +182,7 @@ class HandOut:
         try:
             while left > 0:
                 is_first = left == limit
-                state = self._driver.wait_ready(deadline) if is_first else self._core.ready()
+                state = self._driver.wait_ready(deadline) if is_first else self._driver.ready()
                 if state is None or not (state.buffer or is_first):
                     break
                 before.append(InHand(state, state.generation, state.position, state.moved))

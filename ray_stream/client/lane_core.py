@@ -165,6 +165,29 @@ class Lane:
         self._next_ordinal += 1
         self.sent.append(batch)
 
+    @property
+    def next_sequence(self) -> int:
+        """The number of the next record."""
+        return self._next_sequence
+
+    @property
+    def room(self) -> int:
+        """How many batches may be numbered elsewhere and go out past this lane; 0: none."""
+        if self.queue or self._hole is not None or self.producer_id is None or not self.idempotent:
+            return 0
+        if any(batch.attempt is None for batch in self.sent):
+            return 0  # what waits for its retry holds back all behind it
+        return self.max_in_flight - len(self.sent)
+
+    def went_alone(self, batch: Batch) -> None:
+        """A batch was numbered with `next_sequence` and sent elsewhere, while there was `room`."""
+        assert not self.queue, "what waited to be numbered would have come first"
+        assert self._hole is None, "nothing is numbered behind a hole"
+        self._next_sequence = (self._next_sequence + batch.record_count) & SEQUENCE_MAX
+        batch.ordinal = self._next_ordinal
+        self._next_ordinal += 1
+        self.sent.append(batch)
+
     def _next_epoch(self) -> None:
         self._next_sequence = 0
         if self.epoch < EPOCH_MAX:

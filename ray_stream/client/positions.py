@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 import pyarrow as pa
 
+from ray_stream.client.grants import Grant
 from ray_stream.errors import (
     CorruptBatchError,
     CorruptRecordError,
@@ -62,6 +63,7 @@ class PartitionState:
         "error",
         "fetch_position",
         "generation",
+        "grant",
         "host",
         "leader_epoch",
         "moved",
@@ -95,6 +97,8 @@ class PartitionState:
         """Counts jumps: what was asked for before a jump is not wanted after it."""
         self.fetch_position = NO_OFFSET
         self.buffer: deque[StoredBatch] = deque()
+        self.grant: Grant | None = None
+        """What lies behind the buffer and may be read from the leader's file."""
         self.buffered_bytes = 0
         self.readable_end = NO_OFFSET
         """Where its leader said that there was nothing more."""
@@ -120,6 +124,11 @@ class PartitionState:
         """Whether there is something to fetch, as far as is known before asking."""
         return self.end is None or self.fetch_position < self.end
 
+    @property
+    def has_something(self) -> bool:
+        """Whether there is a batch to hand out, or one to read, or an error to raise."""
+        return bool(self.buffer) or self.grant is not None or self.error is not None
+
     def jump(self, position: int, reset: int | None = None) -> None:
         """Go on from `position`, or from what a look-up of `reset` will give."""
         self.position = position
@@ -138,6 +147,7 @@ class PartitionState:
         self.budget.used -= self.buffered_bytes
         self.buffered_bytes = 0
         self.buffer.clear()
+        self.grant = None
 
     def receive(self, buffers: Iterable[Buffer]) -> None:
         """Take what a leader sent; damage becomes `error`, behind what came before it."""
@@ -151,6 +161,21 @@ class PartitionState:
             except (CorruptBatchError, InvalidRecordError, InvalidTimestampError) as error:
                 self.error = self._damage(view, place, error)
                 return
+
+    def take_granted(self, view: memoryview | None, wanted: int) -> bool:
+        """Take what was read by the grant; say whether it was as the leader had said.
+
+        Damage behind the first batches only ends the grant: the leader is asked about it.
+        """
+        grant = self.grant
+        assert grant is not None, "only what was granted is read"
+        batches = grant.take(view, wanted) if view is not None else []
+        for header, payload in batches:
+            self._append(header, payload)
+        refused = view is None or (grant.is_over and grant.is_untouched)
+        if refused or grant.is_over or not self.has_more:
+            self.grant = None
+        return not refused
 
     def _append(self, header: BatchHeader, payload: memoryview) -> None:
         stop = header.next_offset if self.end is None else min(header.next_offset, self.end)

@@ -13,7 +13,7 @@ from typing import Any, NoReturn, Self, TypedDict, Unpack
 
 from ray_stream.client.addresses import Addresses
 from ray_stream.client.calls import check_timeout, warn_in_running_loop
-from ray_stream.client.columns import OnDelivery
+from ray_stream.client.columns import OnDelivery, Single
 from ray_stream.client.exit_hook import watch
 from ray_stream.client.outcomes import Receipt
 from ray_stream.client.record_checks import check_timestamp, checked_headers, header_bytes
@@ -28,6 +28,7 @@ from ray_stream.errors import (
     InvalidArgumentError,
     SerializationError,
 )
+from ray_stream.metadata.commands import TopicMetadata
 from ray_stream.rpc.services import Services
 from ray_stream.serializers import as_serializer
 from ray_stream.types import Headers, RecordMetadata
@@ -37,6 +38,8 @@ STAMP_LINGER_MS = 100
 LEAVE_FLUSH_S = 5.0
 """How long leaving the block by an exception goes on delivering."""
 _PARTITIONS_A_PART = 16
+ALONE_BYTES = 16 * 1024
+"""A record up to that size may go out by itself."""
 
 
 class SendOptions(TypedDict, total=False):
@@ -397,28 +400,15 @@ class Producer:
         *,
         at_once: bool,
     ) -> None:
-        if not options.keys() <= _SEND_OPTIONS:
-            name = next(one for one in options if one not in _SEND_OPTIONS)
-            raise unknown_option(name, _SEND_OPTIONS, "send()")
-        partition, timestamp_ms = options.get("partition"), options.get("timestamp_ms")
-        headers, on_delivery = options.get("headers"), options.get("on_delivery")
         self._sender.check()
-        value_bytes = value if self._strict and type(value) is bytes else self._serialize(value)
-        key_bytes = key if self._strict and type(key) is bytes else self._serialize_key(key)
-        pairs = None if headers is None else checked_headers(headers)
-        if timestamp_ms is not None:
-            check_timestamp(timestamp_ms)
-        elif self._config.linger_ms > STAMP_LINGER_MS:
-            timestamp_ms = self._clock.now_ms()
-        if on_delivery is not None and not callable(on_delivery):
-            raise InvalidArgumentError(
-                f"on_delivery={on_delivery!r}: a function of (metadata, error) is needed"
-            )
+        row = self._row(value, key, options)
         described = self._addresses.describe(topic)
-        if partition is not None or self._config.partitioner is not None:
-            described, partition = self._addresses.place(described, partition, key_bytes)
-        row: Row = (key_bytes, value_bytes, partition, timestamp_ms, pairs, on_delivery)
-        size = len(value_bytes or b"") + len(key_bytes or b"") + header_bytes(pairs) or 1
+        if row[2] is not None or self._config.partitioner is not None:
+            described, partition = self._addresses.place(described, row[2], row[0])
+            row = (*row[:2], partition, *row[3:])
+        size = len(row[0] or b"") + len(row[1] or b"") + header_bytes(row[4]) or 1
+        if (at_once or not self._config.linger_ms) and self._went_alone(described, row, size):
+            return
         rows = self._sender.buffer.open.get(topic)
         if rows is None or at_once or rows.width != FULL or rows.topic is not described:
             row = narrowed(row)
@@ -434,6 +424,47 @@ class Producer:
             return
         described = self._addresses.check_row(described, row, size)
         self._sender.buffer.put(described, row, size, at_once=False)
+
+    def _row(
+        self,
+        value: Any,  # noqa: ANN401 - whatever the serializer takes
+        key: Any,  # noqa: ANN401 - whatever the serializer takes
+        options: SendOptions,
+    ) -> Row:
+        """What was given, checked, as a full row; the partition is not checked yet."""
+        if not options.keys() <= _SEND_OPTIONS:
+            name = next(one for one in options if one not in _SEND_OPTIONS)
+            raise unknown_option(name, _SEND_OPTIONS, "send()")
+        timestamp_ms, on_delivery = options.get("timestamp_ms"), options.get("on_delivery")
+        value_bytes = value if self._strict and type(value) is bytes else self._serialize(value)
+        key_bytes = key if self._strict and type(key) is bytes else self._serialize_key(key)
+        headers = options.get("headers")
+        pairs = None if headers is None else checked_headers(headers)
+        if timestamp_ms is not None:
+            check_timestamp(timestamp_ms)
+        elif self._config.linger_ms > STAMP_LINGER_MS:
+            timestamp_ms = self._clock.now_ms()
+        if on_delivery is not None and not callable(on_delivery):
+            raise InvalidArgumentError(
+                f"on_delivery={on_delivery!r}: a function of (metadata, error) is needed"
+            )
+        return key_bytes, value_bytes, options.get("partition"), timestamp_ms, pairs, on_delivery
+
+    def _went_alone(self, described: TopicMetadata, row: Row, size: int) -> bool:
+        """Whether the record went out from this very thread; else it is to be put."""
+        key, value, partition, timestamp_ms, pairs, on_delivery = row
+        if pairs or size > ALONE_BYTES or (key is None and value is None):
+            return False
+        record = Single(
+            key,
+            value,
+            partition,
+            self._clock.now_ms() if timestamp_ms is None else timestamp_ms,
+            self._clock.monotonic_ms(),
+            self._sender.buffer.generation,
+            [] if on_delivery is None else [(0, on_delivery)],
+        )
+        return self._sender.send_alone(described, record, size)
 
     # --- failures ------------------------------------------------------------------------------
 

@@ -13,26 +13,29 @@ instead, that a topic is gone, or that concern numbering.
 
 import heapq
 import random
-from typing import NamedTuple
 
 from ray_stream.client.batch import Batch
 from ray_stream.client.inquiries_core import Inquiries
 from ray_stream.client.lane_core import FENCING_ERRORS, SEQUENCE_ERRORS, Lane, Resolved
 from ray_stream.client.producer_events import (
     Abandoned,
+    Alone,
     BatchesBuilt,
     Delivered,
     Effect,
     Event,
     Failed,
     MetadataAnswered,
+    Pass,
     ProduceAnswered,
     ProducerIdAnswered,
     SendProduce,
     Tick,
     TopicsDescribed,
     TopicWanted,
+    WentAlone,
 )
+from ray_stream.client.requests_core import Requests, error_of, results_of
 from ray_stream.client.topics import PartitionAddress, TopicDirectory
 from ray_stream.config import ProducerConfig
 from ray_stream.errors import (
@@ -58,6 +61,9 @@ from ray_stream.types import NO_OFFSET, NO_TIMESTAMP
 REQUEST_BYTES_MAX = 16 * 1024 * 1024
 """A request takes batches of several partitions up to here; a larger batch travels alone."""
 
+PASS_MS = 60_000
+"""A pass is good for so long: a lane that is silent for hours takes a new epoch."""
+
 _GONE_ERRORS = (UnknownTopicIdError, UnknownTopicOrPartitionError)
 _ELSEWHERE_ERRORS = (
     NotLeaderOrFollowerError,
@@ -68,13 +74,6 @@ _ELSEWHERE_ERRORS = (
     *_GONE_ERRORS,
 )
 """After these the partition may be served elsewhere: ask the controller."""
-
-
-class _InFlight(NamedTuple):
-    """A request that was sent."""
-
-    deadline_ms: int
-    batches: tuple[Batch, ...]
 
 
 class ProducerCore:
@@ -102,10 +101,7 @@ class ProducerCore:
         """Lanes to look at in this step, in the order in which something happened to them."""
         self._timers: list[tuple[int, int, Lane]] = []
         self._timers_pushed = 0
-        self._requests: dict[int, _InFlight] = {}
-        """By id; all wait equally long, so the first is the next to time out."""
-        self._lost: dict[int, tuple[Batch, ...]] = {}
-        """Timed-out requests with unresolved batches: an answer may still come."""
+        self._requests = Requests()
         self._next_request_id = 0
         self._inquiries = Inquiries(config, self._new_request_id)
         self._effects: list[Effect] = []
@@ -116,15 +112,15 @@ class ProducerCore:
     def next_deadline_ms(self) -> int | None:
         """When to step again at the latest; None: only when something happens."""
         times = [at_ms for at_ms in (self._inquiries.next_deadline_ms,) if at_ms is not None]
-        if self._requests:
-            times.append(next(iter(self._requests.values())).deadline_ms)
+        if self._requests.next_deadline_ms is not None:
+            times.append(self._requests.next_deadline_ms)
         if self._timers:
             times.append(self._timers[0][0])
         return min(times, default=None)
 
     @property
     def requests_in_flight(self) -> int:
-        """Produce requests whose answer is awaited."""
+        """Whose answer is awaited."""
         return len(self._requests)
 
     def backlog(self, topic: str) -> bool:
@@ -144,6 +140,8 @@ class ProducerCore:
         match event:
             case BatchesBuilt(batches):
                 self._accept(batches)
+            case WentAlone(sent):
+                self._take_note(sent, now_ms)
             case ProduceAnswered(request_id, answer):
                 self._produce_answered(request_id, answer, now_ms)
             case MetadataAnswered(request_id, answer):
@@ -181,12 +179,49 @@ class ProducerCore:
             lane.queue.append(batch)
             self._ready[lane] = None
 
+    def pass_for(self, topic_id: str, partition: int, now_ms: int) -> Pass | None:
+        """A pass for lone records of a partition, if nothing of it waits.
+
+        Until it is taken back the core is told of nothing but what went out by it, and of
+        acknowledgements.
+        """
+        lane = self._lanes.get((topic_id, partition))
+        if lane is None or self._acks == 0:
+            return None
+        address, room = self.directory.address(lane.topic, partition), lane.room
+        if address is None or address != lane.address or not room or lane.producer_id is None:
+            return None
+        return Pass(
+            lane.producer_id,
+            lane.epoch,
+            lane.next_sequence,
+            room,
+            address.host,
+            address.leader_epoch,
+            now_ms + PASS_MS,
+        )
+
+    def _take_note(self, sent: list[Alone], now_ms: int) -> None:
+        for alone in sent:
+            batch = alone.batch
+            lane = self._lanes[batch.topic_id, batch.partition]
+            lane.went_alone(batch)
+            batch.attempts = 1
+            if alone.is_written:
+                batch.attempt = alone.request_id
+                deadline_ms = alone.sent_ms + self._config.request_timeout_ms
+                self._requests.sent(alone.request_id, deadline_ms, (batch,))
+            else:
+                batch.lost_attempts.append(alone.request_id)
+                self._requests.lost(alone.request_id, (batch,))
+                batch.retry_at_ms = now_ms
+            self._ready[lane] = None
+
     def _produce_answered(
         self, request_id: int, answer: ProduceResponse | RayStreamError, now_ms: int
     ) -> None:
-        in_flight = self._requests.pop(request_id, None)
-        batches = in_flight.batches if in_flight else self._lost.pop(request_id, ())
-        results = _results(batches, answer)
+        batches = self._requests.answered(request_id)
+        results = results_of(batches, answer)
         for batch, result in zip(batches, results, strict=True):
             if not batch.resolved:
                 self._judge(request_id, batch, result, now_ms)
@@ -204,7 +239,7 @@ class ProducerCore:
         if isinstance(result, ProduceResult) and result.error is None:
             self._delivered(lane, batch, result, now_ms)
             return
-        error = result if isinstance(result, RayStreamError) else _error_of(result)
+        error = result if isinstance(result, RayStreamError) else error_of(result)
         batch.last_error = error
         awaited = batch.attempt == request_id
         if awaited:
@@ -300,24 +335,16 @@ class ProducerCore:
     def _forget(self, batch: Batch) -> None:
         batch.resolved = True
         for request_id in batch.lost_attempts:
-            if all(other.resolved for other in self._lost.get(request_id, ())):
-                self._lost.pop(request_id, None)
+            self._requests.forget(request_id)
 
     # --- time --------------------------------------------------------------------------------
 
     def _time_out_requests(self, now_ms: int) -> None:
-        while self._requests:
-            request_id, in_flight = next(iter(self._requests.items()))
-            if now_ms < in_flight.deadline_ms:
-                return
-            del self._requests[request_id]
+        for request_id, batches in self._requests.overdue(now_ms):
             error = OutcomeUnknownError(
                 f"no answer within request_timeout_ms={self._config.request_timeout_ms}"
             )
-            waiting = [batch for batch in in_flight.batches if not batch.resolved]
-            if waiting:
-                self._lost[request_id] = in_flight.batches
-            for batch in waiting:
+            for batch in batches:
                 self._judge(request_id, batch, error, now_ms)
 
     def _wake_lanes(self, now_ms: int) -> None:
@@ -456,9 +483,8 @@ class ProducerCore:
         for _, batch in entries:
             batch.attempt = request_id
             batch.attempts += 1
-        self._requests[request_id] = _InFlight(
-            now_ms + timeout_ms, tuple(batch for _, batch in entries)
-        )
+        batches = tuple(batch for _, batch in entries)
+        self._requests.sent(request_id, now_ms + timeout_ms, batches)
         request = ProduceRequest(
             acks=self._acks,
             timeout_ms=timeout_ms,
@@ -473,24 +499,3 @@ class ProducerCore:
     def _new_request_id(self) -> int:
         self._next_request_id += 1
         return self._next_request_id
-
-
-def _results(
-    batches: tuple[Batch, ...], answer: ProduceResponse | RayStreamError
-) -> list[ProduceResult | RayStreamError]:
-    """What an answer says about each batch; one that does not fit says nothing."""
-    if isinstance(answer, RayStreamError):
-        return [answer] * len(batches)
-    fits = len(answer.results) == len(batches) and all(
-        (result.topic_id, result.partition) == (batch.topic_id, batch.partition)
-        for batch, result in zip(batches, answer.results, strict=True)
-    )
-    if not fits:
-        error = OutcomeUnknownError("the answer is not about the batches of the request")
-        return [error] * len(batches)
-    return list(answer.results)
-
-
-def _error_of(result: ProduceResult) -> RayStreamError:
-    assert result.error is not None, "only refusals are asked about"
-    return result.error.to_error()

@@ -4,6 +4,7 @@ Owns: the shapes. Refuses: deciding (`producer_core`) and doing (`sender`, the s
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ray_stream.client.batch import Batch
 from ray_stream.errors import RayStreamError
@@ -14,6 +15,41 @@ from ray_stream.rpc.messages import (
     ProduceRequest,
     ProduceResponse,
 )
+from ray_stream.types import SEQUENCE_MAX
+
+
+class Pass(NamedTuple):
+    """What lets lone records of a partition go out past the core, numbered in its name."""
+
+    producer_id: int
+    producer_epoch: int
+    next_sequence: int
+    room: int
+    """So many may be under way before the core takes note of them."""
+    host: str
+    leader_epoch: int
+    until_ms: int
+    """Monotonic."""
+
+    def after(self, count: int) -> "Pass":
+        """What is left of it when so many went."""
+        return self._replace(
+            next_sequence=(self.next_sequence + count) & SEQUENCE_MAX, room=self.room - count
+        )
+
+
+class Alone:
+    """One lone record that went out by a pass."""
+
+    __slots__ = ("batch", "is_written", "request_id", "sent_ms")
+
+    def __init__(self, request_id: int, batch: Batch, sent_ms: int) -> None:
+        self.request_id = request_id
+        self.batch = batch
+        self.sent_ms = sent_ms
+        self.is_written = False
+        """Not, when its caller was interrupted: then nobody knows."""
+
 
 # --- events --------------------------------------------------------------------------------------
 
@@ -23,6 +59,13 @@ class BatchesBuilt:
     """Batches to deliver, behind all earlier ones of their partitions."""
 
     batches: list[Batch]
+
+
+@dataclass(frozen=True, slots=True)
+class WentAlone:
+    """Batches went out by passes, each partition's in this order."""
+
+    sent: list[Alone]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +113,7 @@ class Abandoned:
 
 Event = (
     BatchesBuilt
+    | WentAlone
     | ProduceAnswered
     | MetadataAnswered
     | ProducerIdAnswered
@@ -135,3 +179,12 @@ class Failed:
 
 
 Effect = SendProduce | RequestMetadata | RequestProducerId | TopicsDescribed | Delivered | Failed
+
+
+def is_acknowledgement(event: Event) -> bool:
+    """Whether it only says that batches are written."""
+    return (
+        isinstance(event, ProduceAnswered)
+        and isinstance(event.answer, ProduceResponse)
+        and all(result.error is None for result in event.answer.results)
+    )

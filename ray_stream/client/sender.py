@@ -17,25 +17,29 @@ import math
 import os
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import Any, NamedTuple
+from typing import Any
 
+from ray_stream.client.asked import FlushAsked, LookUp, Stop, TopicAnswer
 from ray_stream.client.batch import Batch
 from ray_stream.client.batching_core import Batcher
 from ray_stream.client.buffer import SendBuffer, Taken
-from ray_stream.client.columns import Columns
+from ray_stream.client.columns import Columns, Single
+from ray_stream.client.express import LOOK_MS, Express
 from ray_stream.client.outcomes import Outcomes
 from ray_stream.client.producer_core import ProducerCore
 from ray_stream.client.producer_events import (
     Abandoned,
+    Alone,
     BatchesBuilt,
     Delivered,
     Effect,
     Event,
     Failed,
     MetadataAnswered,
+    Pass,
     ProduceAnswered,
     ProducerIdAnswered,
     RequestMetadata,
@@ -44,7 +48,10 @@ from ray_stream.client.producer_events import (
     Tick,
     TopicsDescribed,
     TopicWanted,
+    WentAlone,
+    is_acknowledgement,
 )
+from ray_stream.client.record_checks import BATCH_OVERHEAD_BYTES
 from ray_stream.client.topics import TopicDirectory
 from ray_stream.clock import Clock
 from ray_stream.config import ProducerConfig
@@ -57,6 +64,7 @@ from ray_stream.errors import (
     RayStreamError,
     TimeoutExpiredError,
 )
+from ray_stream.metadata.commands import TopicMetadata
 from ray_stream.records.header import Compression
 from ray_stream.rpc.services import Reply, Services
 
@@ -67,33 +75,7 @@ _WAIT_S = 0.5
 """No wait is longer without a look whether the thread still lives."""
 
 
-class _FlushAsked(NamedTuple):
-    """Somebody waits until everything up to this flush is resolved."""
-
-    generation: int
-    done: threading.Event
-
-
-class _Stop(NamedTuple):
-    """End the thread once everything is resolved; nothing is accepted any more."""
-
-
-class _LookUp(NamedTuple):
-    """Somebody waits for news of a topic."""
-
-    topic: str
-    answer: "TopicAnswer"
-
-
-class TopicAnswer:
-    """What a look-up waits for."""
-
-    def __init__(self) -> None:
-        self.done = threading.Event()
-        self.error: RayStreamError | None = None
-
-
-_Item = Event | _FlushAsked | _LookUp | _Stop | None
+_Item = Event | FlushAsked | LookUp | Stop | None
 
 
 class Sender:
@@ -126,10 +108,12 @@ class Sender:
         self._core = ProducerCore(config, rng, self.directory)
         compression = Compression[(config.compression_type or "none").upper()]
         self._batcher = Batcher(config.batch_size, compression, rng)
+        self.express = Express(services, config, clock, self._batcher, self._inbox.put)
+        self.buffer.outside = lambda: self.express.record_bytes
         self._lock = threading.Lock()
         self._unresolved: dict[int, int] = {}
         """Records that were built and are unresolved, by flush."""
-        self._flushes: list[_FlushAsked] = []
+        self._flushes: list[FlushAsked] = []
         self._look_ups: dict[str, list[TopicAnswer]] = {}
         """Waiting for a question that was not asked yet."""
         self._asked: dict[str, list[TopicAnswer]] = {}
@@ -194,6 +178,21 @@ class Sender:
         """Whether the thread has work, or may get some."""
         return not self.ended.is_set()
 
+    def send_alone(self, topic: TopicMetadata, record: Single, size: int) -> bool:
+        """Have a lone record go out from this very thread, if that may be; else nothing was done.
+
+        Args:
+            topic: where it goes.
+            record: with a key or a value.
+            size: its bytes.
+        """
+        fits = size + BATCH_OVERHEAD_BYTES <= min(
+            topic.config.max_message_bytes, topic.config.max_batch_bytes
+        )
+        if not fits or threading.current_thread() is self._thread:
+            return False
+        return self.express.send(topic, record, lambda: self.buffer.is_free(topic.name, size))
+
     def look_up(self, topic: str, wait_ms: int) -> RayStreamError | None:
         """Ask the controller about a topic and wait for an answer to that question.
 
@@ -201,7 +200,7 @@ class Sender:
             None when the directory is up to date; else why it is not.
         """
         answer = TopicAnswer()
-        self._inbox.put(_LookUp(topic, answer))
+        self._inbox.put(LookUp(topic, answer))
         if self.wait(answer.done, wait_ms / 1000):
             return answer.error
         return TimeoutExpiredError(
@@ -216,7 +215,7 @@ class Sender:
             Records that are still unresolved at the timeout.
         """
         generation = self.buffer.seal_all()
-        asked = _FlushAsked(generation, threading.Event())
+        asked = FlushAsked(generation, threading.Event())
         self._inbox.put(asked)
         return 0 if self.wait(asked.done, timeout_s) else self._remaining(generation)
 
@@ -243,12 +242,12 @@ class Sender:
         self._closed = True
         self.buffer.seal_all()
         self.buffer.interrupt()
-        self._inbox.put(_Stop())
+        self._inbox.put(Stop())
 
     def close_later(self) -> None:
         """As `close`, without a lock: finalizers run in any thread at any moment."""
         self._closed = self._is_orphaned = True
-        self._inbox.put(_Stop())
+        self._inbox.put(Stop())
 
     def abandon(self, error: RayStreamError) -> None:
         """Accept nothing more and deliver nothing more."""
@@ -256,7 +255,7 @@ class Sender:
         self.buffer.seal_all()
         self.buffer.interrupt()
         self._inbox.put(Abandoned(error))
-        self._inbox.put(_Stop())
+        self._inbox.put(Stop())
 
     @property
     def unresolved_records(self) -> int:
@@ -272,10 +271,11 @@ class Sender:
         """This is a copy in a child process: its thread is gone, its locks may be held."""
         self._forked = True
         self.buffer.open.clear()
+        self.express.after_fork()
 
     def _remaining(self, generation: int | None) -> int:
         # In this order: what is built meanwhile is counted twice then, and never not at all.
-        unbuilt = self.buffer.unbuilt_records(generation)
+        unbuilt = self.express.records(generation) + self.buffer.unbuilt_records(generation)
         with self._lock:
             return unbuilt + sum(
                 count
@@ -291,11 +291,14 @@ class Sender:
     def _run(self) -> None:
         try:
             while not self._is_over():
-                for item in self._arrived():
+                arrived = self._arrived()
+                self._take_note()
+                for item in arrived:
                     self._take(item)
                 self._deliver_sealed()
                 self._look_at_time()
                 self._settle()
+                self.express.give(self._pass_for)
         except BaseException as error:  # noqa: BLE001 - callers must not wait for a dead thread
             self._broken = error
             _LOG.critical("%s stopped by an error of its own", self.name, exc_info=True)
@@ -307,8 +310,7 @@ class Sender:
             self.ended.set()
 
     def _look_at_time(self) -> None:
-        due_ms = self._core.next_deadline_ms
-        if due_ms is not None and due_ms <= self.clock.monotonic_ms():
+        if self._is_due(self.clock.monotonic_ms()):
             self._step(Tick())
 
     def _is_over(self) -> bool:
@@ -318,6 +320,8 @@ class Sender:
         """What arrived, after waiting for it until something is due."""
         now_ms = self.clock.monotonic_ms()
         due = [self.buffer.seal_due(now_ms, self._core.backlog), self._core.next_deadline_ms]
+        if self.express.watch(now_ms):
+            due.append(now_ms + LOOK_MS)
         left_ms = min((at_ms for at_ms in due if at_ms is not None), default=None)
         items: list[_Item] = []
         try:
@@ -336,12 +340,14 @@ class Sender:
         match item:
             case None:
                 pass
-            case _FlushAsked():
+            case FlushAsked():
                 self._flushes.append(item)
-            case _LookUp(topic, answer):
+            case LookUp(topic, answer):
                 self._look_ups.setdefault(topic, []).append(answer)
                 self._step(TopicWanted(topic))
-            case _Stop():
+            case Stop():
+                self._take_note(close=True)
+                self.express.end()
                 self.buffer.seal_all()
                 self._stopping = True
             case Abandoned(error):
@@ -362,17 +368,50 @@ class Sender:
             except RayStreamError as error:
                 self._unbuilt(taken, taken.columns(), error)
                 continue
-            with self._lock:
-                for batch in batches:
-                    count = self._unresolved.get(batch.generation, 0)
-                    self._unresolved[batch.generation] = count + batch.record_count
+            self._take_note(close=True)  # before these are numbered, and before nobody waits
+            self._count(batches)
             self.buffer.taken(taken.granted, sum(batch.record_bytes for batch in batches))
             self._step(BatchesBuilt(batches))
+
+    def _count(self, batches: Sequence[Batch]) -> None:
+        with self._lock:
+            for batch in batches:
+                count = self._unresolved.get(batch.generation, 0)
+                self._unresolved[batch.generation] = count + batch.record_count
+
+    def _take_note(self, *, close: bool = False) -> None:
+        """Let the core know what went out past it.
+
+        Args:
+            close: take passes back first. So it is as well when something is due: the core looks at
+                the time in every step, and with passes out nothing but acknowledgements may happen.
+        """
+        now_ms = self.clock.monotonic_ms()
+        close = close or self._is_due(now_ms)
+        self.express.take(partial(self._adopt, now_ms), now_ms, close=close)
+
+    def _is_due(self, now_ms: int) -> bool:
+        due_ms = self._core.next_deadline_ms
+        return due_ms is not None and due_ms <= now_ms
+
+    def _adopt(self, now_ms: int, sent: list[Alone]) -> None:
+        batches = [alone.batch for alone in sent]
+        self._count(batches)
+        self.buffer.adopted(sum(batch.record_bytes for batch in batches))
+        self._perform_all(WentAlone(sent), now_ms)
+
+    def _pass_for(self, key: tuple[str, int]) -> Pass | None:
+        if self._stopping or self.buffer.has_sealed:
+            return None
+        return self._core.pass_for(*key, self.clock.monotonic_ms())
 
     def _built(self, taken: Taken) -> list[Batch]:
         single = taken.single() if self._batcher.builds_singles else None
         if single is not None:
-            return [self._batcher.build_single(taken.topic, single)]
+            partition = self._batcher.choose(taken.topic, single)
+            batch = self._batcher.build_single(taken.topic, single, partition)
+            self.express.noted(batch)
+            return [batch]
         return self._batcher.build(taken.topic, taken.columns())
 
     def _drop_sealed(self, error: RayStreamError) -> None:
@@ -385,7 +424,13 @@ class Sender:
         self.buffer.release(0)
 
     def _step(self, event: Event) -> None:
-        for effect in self._core.step(event, self.clock.monotonic_ms()):
+        now_ms = self.clock.monotonic_ms()
+        if self._is_due(now_ms) or not is_acknowledgement(event):
+            self._take_note(close=True)
+        self._perform_all(event, now_ms)
+
+    def _perform_all(self, event: Event, now_ms: int) -> None:
+        for effect in self._core.step(event, now_ms):
             self._perform(effect)
 
     def _perform(self, effect: Effect) -> None:

@@ -17,7 +17,7 @@ from ray_stream.records.header import (
     HEADER_BYTES,
     BatchHeader,
     Buffer,
-    encode_header,
+    encode_stamped,
     stamp_header,
 )
 
@@ -39,12 +39,10 @@ class Staged(NamedTuple):
     number: int
     """Which of the request's batches it is."""
     header: BatchHeader
+    """As stamped."""
+    encoded: Buffer
+    """The header's bytes, to be written in front of the payload."""
     payload: memoryview
-
-    @property
-    def buffers(self) -> tuple[Buffer, Buffer]:
-        """The bytes to write."""
-        return encode_header(self.header), self.payload
 
 
 class Stamps(NamedTuple):
@@ -78,31 +76,43 @@ def stage(
     """
     results: list[Appended | RayStreamError] = []
     staged: list[Staged] = []
-    offset = stamps.next_offset
+    offset, leader_epoch, append_timestamp, durable_offset = stamps
+    last = len(batches) - 1
     for number, batch in enumerate(batches):
+        raw = memoryview(batch)
         try:
-            header = check_batch(batch, batch_bytes_max=options.batch_bytes_max, produced=produced)
+            header = check_batch(raw, batch_bytes_max=options.batch_bytes_max, produced=produced)
         except RayStreamError as error:
             results.append(error)
             continue
         verdict = draft.check(header)
-        if isinstance(verdict, RayStreamError):
-            results.append(verdict)
-        elif verdict is not None:
-            results.append(
-                Appended(verdict.base_offset, verdict.next_offset, verdict.append_timestamp, True)
-            )
-        else:
+        if verdict is None:
             header = stamp_header(
                 header,
                 base_offset=offset,
-                leader_epoch=stamps.leader_epoch,
-                append_timestamp=stamps.append_timestamp,
-                durable_offset=stamps.durable_offset,
+                leader_epoch=leader_epoch,
+                append_timestamp=append_timestamp,
+                durable_offset=durable_offset,
                 log_append_time=options.log_append_time,
             )
-            draft.add(header)
-            staged.append(Staged(number, header, memoryview(batch)[HEADER_BYTES:]))
-            results.append(Appended(offset, header.next_offset, stamps.append_timestamp))
-            offset = header.next_offset
+            if number < last:  # only what comes behind it is judged by it
+                draft.add(header)
+            encoded = encode_stamped(raw, header)
+            staged.append(Staged(number, header, encoded, raw[HEADER_BYTES:]))
+            next_offset = header.next_offset
+            results.append(Appended(offset, next_offset, append_timestamp))
+            offset = next_offset
+        elif isinstance(verdict, RayStreamError):
+            results.append(verdict)
+        else:
+            results.append(
+                Appended(verdict.base_offset, verdict.next_offset, verdict.append_timestamp, True)
+            )
     return results, staged
+
+
+def refuse_rest(
+    results: list[Appended | RayStreamError], first: int, error: RayStreamError
+) -> None:
+    """What was judged after the first unwritten batch was judged as if that were there."""
+    results[first:] = [error] * (len(results) - first)

@@ -36,18 +36,20 @@ class OpenLogs(Generic[KeyT]):
     def __len__(self) -> int:
         return len(self._logs)
 
-    def used(self, key: KeyT, log: Resting) -> None:
-        """This one was written to just now."""
-        self._logs.pop(key, None)
-        self._logs[key] = log
+    def used(self, key: KeyT, log: Resting) -> KeyT | None:
+        """This one was written to just now.
+
+        Returns:
+            The one that must rest at once, whatever it takes; None: there is room.
+        """
+        logs = self._logs
+        logs.pop(key, None)
+        logs[key] = log
+        return next(iter(logs)) if len(logs) > 2 * self._limit else None
 
     def forget(self, key: KeyT) -> None:
         """This one is closed, or was made to rest."""
         self._logs.pop(key, None)
-
-    def crowding(self) -> KeyT | None:
-        """The one that must rest at once, whatever it takes; None: there is room."""
-        return next(iter(self._logs)) if len(self._logs) > 2 * self._limit else None
 
     def rest(self) -> list[KeyT]:
         """Have those rest that were not used for longest, down to the limit.

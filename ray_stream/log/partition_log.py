@@ -27,7 +27,7 @@ from ray_stream.errors import (
     UnknownLeaderEpochError,
 )
 from ray_stream.log import trim
-from ray_stream.log.append import Appended, Staged, Stamps, stage
+from ray_stream.log.append import Appended, Staged, Stamps, refuse_rest, stage
 from ray_stream.log.checkpoint import Place
 from ray_stream.log.description import LogDescription, describe
 from ray_stream.log.layout import create_log, delete_log
@@ -215,6 +215,7 @@ class PartitionLog:
         leader_epoch: int,
         now_ms: int,
         produced: bool = True,
+        keep: bool = False,
     ) -> list[Appended | RayStreamError]:
         """Write batches behind the last one: all that pass, with one write for each segment.
 
@@ -226,6 +227,7 @@ class PartitionLog:
             leader_epoch: the caller's.
             now_ms: the append time that is stamped.
             produced: False for batches of our own making, such as control batches (`check_batch`).
+            keep: short ones in memory until `forget_kept`, for readers who wait for them.
 
         Returns:
             For each batch where it stands, or why it was refused. A full disk gives
@@ -235,20 +237,22 @@ class PartitionLog:
         refusal = self._refusal(leader_epoch)
         if refusal is not None:
             return [refusal] * len(batches)
-        self._log.now_ms = now_ms
-        stamps = Stamps(self._log.end.offset, leader_epoch, now_ms, self._log.syncs.place.offset)
-        draft = self._log.producers.draft(
-            now_ms=now_ms, expiry_ms=self._log.options.producer_expiry_ms
-        )
-        results, staged = stage(batches, self._log.options, draft, stamps, produced=produced)
-        first = 0
+        log, options = self._log, self._log.options
+        log.now_ms = now_ms
+        stamps = Stamps(log.end.offset, leader_epoch, now_ms, log.syncs.place.offset)
+        draft = log.producers.draft(now_ms=now_ms, expiry_ms=options.producer_expiry_ms)
+        results, staged = stage(batches, options, draft, stamps, produced=produced)
+        log.reader.forget_kept()
+        begin = first = 0
         try:
-            if staged and self._log.on_disk.clean:
-                self._log.write_checkpoint()
+            if staged and log.on_disk.clean:
+                log.write_checkpoint()
             while first < len(staged):
-                first = self._write_some(staged, first, now_ms)
+                begin, first = first, self._write_some(staged, first, now_ms)
+            if keep and staged:
+                log.reader.keep(staged[begin:])
         except StorageFullError as error:
-            self._refuse_rest(results, staged[first].number, error)
+            refuse_rest(results, staged[first].number, error)
             try:
                 # A part of the write may be on the disk, and a power loss could bring it back.
                 self._log.active.writing().sync()
@@ -258,41 +262,39 @@ class PartitionLog:
                 self._log.sync_lost(lost)
         except StorageError as error:
             self._log.go_offline(f"a write failed: {error}")
-            self._refuse_rest(results, staged[first].number, self._log.offline_error())
+            refuse_rest(results, staged[first].number, self._log.offline_error())
         return results
 
     def _write_some(self, staged: list[Staged], first: int, now_ms: int) -> int:
         """Write from `first` on what fits the segment, and return where the rest begins."""
-        active = self._log.active
-        limit = self._log.options.segment_bytes
-        size = active.size + staged[first].header.batch_bytes
+        log, options = self._log, self._log.options
+        active, before = log.active, log.end
+        position = active.size
+        size = position + staged[first].header.batch_bytes
         age_ms = now_ms - active.first_timestamp
-        if active.size and (size > limit or age_ms >= self._log.options.segment_ms):
-            self._log.roll(now_ms)
-            active = self._log.active
+        if position and (size > options.segment_bytes or age_ms >= options.segment_ms):
+            log.roll(now_ms)
+            active, before = log.active, log.end
             size = staged[first].header.batch_bytes
         end = first + 1
-        while end < len(staged) and size + staged[end].header.batch_bytes <= limit:
-            size += staged[end].header.batch_bytes
+        while end < len(staged):
+            longer = size + staged[end].header.batch_bytes
+            if longer > options.segment_bytes:
+                break
+            size = longer
             end += 1
         group = staged[first:end]
-        active.append(
-            [buffer for one in group for buffer in one.buffers],
-            [one.header for one in group],
-            self._log.options.index_interval_bytes,
-        )
-        self._log.reader.remember(self._log.end.offset, active, self._log.end.position)
+        active.append(group, options.index_interval_bytes)
+        log.reader.remember(before.offset, active, before.position)
         for one in group:
-            self._log.producers.replay(one.header, expiry_ms=self._log.options.producer_expiry_ms)
-        self._log.end = Place(group[-1].header.next_offset, active.base_offset, active.size)
+            log.producers.replay(one.header, expiry_ms=options.producer_expiry_ms)
+        log.end = Place(group[-1].header.next_offset, active.base_offset, size)
         return end
 
-    @staticmethod
-    def _refuse_rest(
-        results: list[Appended | RayStreamError], first: int, error: RayStreamError
-    ) -> None:
-        """What was judged after the first unwritten batch was judged as if that were there."""
-        results[first:] = [error] * (len(results) - first)
+    def forget_kept(self) -> None:
+        """Who waited for what was kept has it, unless it may not be read yet."""
+        if self.readable_end == self._log.end.offset:
+            self._log.reader.forget_kept()
 
     def roll(self) -> None:
         """Close the written segment and begin a new one; nothing when it is empty.
@@ -383,13 +385,8 @@ class PartitionLog:
         if offset >= self._log.end.offset:
             return
         if offset < self._log.start:
-            raise OffsetOutOfRangeError(
-                self._log.options.topic,
-                self._log.options.partition,
-                offset,
-                self._log.start,
-                self._log.end.offset,
-            )
+            here = (self._log.options.topic, self._log.options.partition)
+            raise OffsetOutOfRangeError(*here, offset, self._log.start, self._log.end.offset)
         if self._log.offline:
             raise self._log.offline_error()
         try:

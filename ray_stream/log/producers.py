@@ -200,11 +200,9 @@ def _judge_sequence(
     if header.producer_epoch > state.epoch:
         expected = 0
     else:
+        wanted = (header.base_sequence, header.last_offset_delta)
         for batch in state.batches:
-            if (batch.base_sequence, batch.last_offset_delta) == (
-                header.base_sequence,
-                header.last_offset_delta,
-            ):
+            if batch[:2] == wanted:
                 return batch
         expected = (state.batches[-1].last_sequence + 1) & SEQUENCE_MAX
     if header.base_sequence == expected:

@@ -7,9 +7,10 @@ read (`PartitionLog` bounds them), decoding records, skipping damage.
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from ray_stream.errors import CorruptBatchError, CorruptRecordError, StorageError
+from ray_stream.log.append import Staged
 from ray_stream.log.buffers import read_view
 from ray_stream.log.checkpoint import DamagedRange, merge_ranges
 from ray_stream.log.frames import Damage, walk
@@ -22,21 +23,19 @@ from ray_stream.types import NO_OFFSET
 
 _LOOKS = 3
 _PLACES_REMEMBERED = 16
+_KEPT_BYTES_MAX = 64 * 1024
+"""Of one log. More is read out of the file, by whoever wants it, at less cost."""
 
 
-@dataclass(frozen=True, slots=True)
-class ReadResult:
-    """Whole batches as they are stored, header and payload.
-
-    Attributes:
-        batches: in order; the first one holds the offset asked for, others follow it.
-        next_offset: where to read on.
-        extent: in place of batches where they are, when that was asked for.
-    """
+class ReadResult(NamedTuple):
+    """Whole batches as they are stored, header and payload."""
 
     batches: tuple[memoryview, ...]
+    """In order; the first one holds the offset asked for, others follow it."""
     next_offset: int
+    """Where to read on."""
     extent: "Extent | None" = None
+    """In place of batches where they are, when that was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +57,20 @@ class Extent:
     end_offset: int
 
 
+class _Kept(NamedTuple):
+    """The batches of one write, all of them."""
+
+    offset: int
+    next_offset: int
+    length: int
+    batches: tuple[memoryview, ...]
+
+    def holds(self, offset: int, end_offset: int, bytes_max: int) -> bool:
+        """Whether a read from `offset` on returns just these."""
+        is_readable = self.offset == offset and self.next_offset <= end_offset
+        return is_readable and self.length <= bytes_max
+
+
 @dataclass(slots=True)
 class _Taken:
     """What a read has got so far, and where it stands."""
@@ -71,7 +84,7 @@ class _Taken:
 class LogReader:
     """The reading side of one log."""
 
-    __slots__ = ("_options", "_places", "_segments", "damage_found", "quarantine")
+    __slots__ = ("_kept", "_options", "_places", "_segments", "damage_found", "quarantine")
 
     def __init__(
         self,
@@ -83,6 +96,7 @@ class LogReader:
         self._options = options
         self._segments = segments
         self._places: dict[int, tuple[Segment, int]] = {}
+        self._kept: _Kept | None = None
         self.quarantine = quarantine
         self.damage_found = False
         """Whether a read has found damage since this was last cleared."""
@@ -104,6 +118,9 @@ class LogReader:
             StorageError: the system refused to read.
         """
         limit = self._sound_until(offset, end_offset)
+        kept = self._kept
+        if kept is not None and kept.holds(offset, limit, bytes_max):
+            return ReadResult(kept.batches, kept.next_offset)
         number = bisect_right(self._segments, offset, key=lambda one: one.base_offset) - 1
         if number < 0:
             base = self._segments[0].base_offset
@@ -113,6 +130,8 @@ class LogReader:
         if in_place and taken.damage is None:
             extent = _extent(segment, taken.position, bytes_max, limit)
             if extent is not None:
+                if taken.offset == offset:  # else the batch begins in front of it
+                    self.remember(offset, segment, taken.position)
                 return ReadResult((), offset, extent)
         if taken.damage is None:
             _take(segment, taken, bytes_max, limit)
@@ -141,14 +160,36 @@ class LogReader:
 
     def remember(self, offset: int, segment: Segment, position: int) -> None:
         """A batch begins there, or will: for the reader that comes for it next."""
-        self._places.pop(offset, None)
-        while len(self._places) >= _PLACES_REMEMBERED:
-            del self._places[next(iter(self._places))]
-        self._places[offset] = (segment, position)
+        places = self._places
+        if places.pop(offset, None) is None and len(places) >= _PLACES_REMEMBERED:
+            del places[next(iter(places))]
+        places[offset] = (segment, position)
+
+    def keep(self, written: Sequence[Staged]) -> None:
+        """Keep what was just written for readers that wait for it, if it is short.
+
+        They get the bytes that were checked on their way in, and the file is not asked for them.
+        """
+        length = sum(one.header.batch_bytes for one in written)
+        if length > _KEPT_BYTES_MAX:
+            return
+        view = memoryview(b"".join([part for one in written for part in one[2:]]))
+        batches: list[memoryview] = []
+        at = 0
+        for one in written:
+            batches.append(view[at : at + one.header.batch_bytes])
+            at += one.header.batch_bytes
+        offset, next_offset = written[0].header.base_offset, written[-1].header.next_offset
+        self._kept = _Kept(offset, next_offset, length, tuple(batches))
+
+    def forget_kept(self) -> None:
+        """Whoever waited has it, or something else has become of it."""
+        self._kept = None
 
     def truncated(self, end_offset: int) -> None:
         """Everything from `end_offset` on was cut off."""
         self._places.clear()
+        self._kept = None
         self.quarantine = tuple(
             one._replace(next_offset=min(one.next_offset, end_offset))
             for one in self.quarantine

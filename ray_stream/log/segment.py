@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from ray_stream.errors import CorruptBatchError, StorageError, StorageFullError
+from ray_stream.log.append import Staged
 from ray_stream.log.frames import EPOCH_ANY, Damage, Frame, Walk, walk
 from ray_stream.log.index import IndexEntry, SegmentIndex
-from ray_stream.log.storage import Buffer, File, Storage
-from ray_stream.records.header import BatchHeader
+from ray_stream.log.storage import File, Storage
+from ray_stream.records.header import FLAG_LOG_APPEND_TIME, HEADER_BYTES, BatchHeader
 from ray_stream.types import NO_OFFSET, NO_TIMESTAMP
 
 _NAME = re.compile(r"(\d{20})(?:\.([1-9]\d{0,8}))?\.(log|index|snapshot)\Z", re.ASCII)
@@ -41,7 +42,9 @@ class SegmentName(NamedTuple):
 
 def time_of(header: BatchHeader) -> int:
     """The greatest time of a batch's records, ms."""
-    return header.append_timestamp if header.is_log_append_time else header.max_timestamp
+    if header.flags & FLAG_LOG_APPEND_TIME:
+        return header.append_timestamp
+    return header.max_timestamp
 
 
 class Segment:
@@ -151,30 +154,30 @@ class Segment:
         for suffix in ("snapshot", "index", "log"):
             self._storage.unlink(self.path_of(suffix))
 
-    def append(
-        self, buffers: Sequence[Buffer], headers: Sequence[BatchHeader], interval: int
-    ) -> None:
+    def append(self, batches: Sequence[Staged], interval: int) -> None:
         """Write batches behind the last one, all of them or none.
 
         Args:
-            buffers: their bytes, in any number of pieces.
-            headers: their headers as stamped.
+            batches: as they were stamped.
             interval: bytes between two index entries.
 
         Raises:
             StorageFullError, StorageError: as `File.write`; the segment is as before.
         """
-        file = self.writing()
+        file = self._file or self.writing()
         if self._index_until < 0:
             self.resume(self.size, interval)
+        position = self._size
         if self.index.flush_due:
             self._flush_if_room()
-        file.write(buffers, self.size)
-        if self._size == 0:
-            self.first_timestamp = headers[0].append_timestamp
-        for header in headers:
-            self._note(Frame(self._size, header), interval)
-            self._size += header.batch_bytes
+        file.write([piece for one in batches for piece in (one.encoded, one.payload)], position)
+        if position == 0:
+            self.first_timestamp = batches[0].header.append_timestamp
+        for one in batches:
+            header = one.header
+            self._note(position, header, interval)
+            position += HEADER_BYTES + header.length
+        self._size = position
 
     def seal(self, next_offset: int, interval: int) -> None:
         """Close the index with an entry that says where the segment ends, and write it."""
@@ -209,7 +212,7 @@ class Segment:
                         self.first_timestamp = found.header.append_timestamp
                     if self.index.flush_due:
                         self._flush_if_room()
-                    self._note(found, interval)
+                    self._note(found.position, found.header, interval)
                 yield found
 
     def rebuild_index(self, interval: int) -> None:
@@ -240,12 +243,13 @@ class Segment:
         """A walk from a known place to the end."""
         return Walk(position, offset, self.size, payloads, self.generation > 0, epoch_max)
 
-    def _note(self, frame: Frame, interval: int) -> None:
+    def _note(self, position: int, header: BatchHeader, interval: int) -> None:
         """Take a batch into the index and the segment's times."""
-        if frame.position - self._index_until >= interval:
-            self.index.add(IndexEntry(frame.header.base_offset, self.max_timestamp, frame.position))
-            self._index_until = frame.position
-        self.max_timestamp = max(self.max_timestamp, time_of(frame.header))
+        if position - self._index_until >= interval:
+            self.index.add(IndexEntry(header.base_offset, self.max_timestamp, position))
+            self._index_until = position
+        time = time_of(header)
+        self.max_timestamp = max(self.max_timestamp, time)
 
     def find(self, offset: int, interval: int) -> Frame | Damage | None:
         """The batch that holds `offset`, or the damage in its place; None: behind the end."""

@@ -229,7 +229,9 @@ class DiskFile:
 
     def _write_all(self, buffers: Sequence[Buffer], position: int) -> None:
         for first in range(0, len(buffers), _BUFFERS_PER_WRITE):
-            part = buffers[first : first + _BUFFERS_PER_WRITE]
+            part = buffers
+            if len(buffers) > _BUFFERS_PER_WRITE:
+                part = buffers[first : first + _BUFFERS_PER_WRITE]
             wanted = sum(map(len, part))
             written = os.pwritev(self._descriptor, part, position)
             position += written
@@ -273,9 +275,11 @@ class _LockFile:
     and giving up one range leaves the others (`fcntl(2)`).
     """
 
-    __slots__ = ("_descriptor", "_path", "held")
+    __slots__ = ("_descriptor", "_path", "give_up", "held")
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, give_up: Callable[[str, int], None]) -> None:
+        """Args: give_up: what its locks call in their end, with the path and the byte."""
+        self.give_up = partial(give_up, path)
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
             self._descriptor = os.open(path, flags, 0o600)
@@ -298,8 +302,8 @@ class _LockFile:
         self.held.add(position)
         return True
 
-    def give_up(self, position: int) -> None:
-        """Unlock the byte."""
+    def unlock(self, position: int) -> None:
+        """Give the byte up."""
         try:
             self._set(fcntl.F_UNLCK, position)
         except OSError as error:
@@ -319,16 +323,18 @@ class _LockFile:
 class DiskLock:
     """One byte of a lock file."""
 
-    __slots__ = ("_give_up",)
+    __slots__ = ("_give_up", "_position")
 
-    def __init__(self, give_up: Callable[[], None]) -> None:
-        self._give_up: Callable[[], None] | None = give_up
+    def __init__(self, give_up: Callable[[int], None], position: int) -> None:
+        """Args: give_up: of its file; thousands of locks share it."""
+        self._give_up: Callable[[int], None] | None = give_up
+        self._position = position
 
     def release(self) -> None:
         """Give it up."""
         give_up, self._give_up = self._give_up, None
         if give_up is not None:
-            give_up()
+            give_up(self._position)
 
 
 class DiskStorage:
@@ -430,19 +436,19 @@ class DiskStorage:
     def lock(self, path: str, position: int) -> Lock | None:
         """Take the exclusive lock on one byte of a file."""
         with self._locking:
-            file = self._lock_files.get(path) or _LockFile(path)
+            file = self._lock_files.get(path) or _LockFile(path, self._unlock)
             try:
                 if not file.take(position):
                     return None
                 self._lock_files[path] = file
             finally:
                 file.close()
-        return DiskLock(partial(self._unlock, path, position))
+        return DiskLock(file.give_up, position)
 
     def _unlock(self, path: str, position: int) -> None:
         with self._locking:
             file = self._lock_files[path]
-            file.give_up(position)
+            file.unlock(position)
             if not file.held:
                 del self._lock_files[path]
                 file.close()

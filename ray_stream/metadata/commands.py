@@ -5,8 +5,13 @@ Refuses: deciding. A refused command is an exception of `ray_stream.errors`, nev
 
 Epochs: `controller_epoch` fences controllers, `broker_epoch` (given at registration) fences broker
 incarnations, `leader_epoch` fences the hosts of one partition (STORAGE section 5).
+
+Thousands of partitions name the same few topics, directories, slots and settings. What is kept of a
+message that was received shares them; as decoded, each partition had its own.
 """
 
+import sys
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -15,6 +20,14 @@ from ray_stream.config import TopicConfig
 
 # A partition of a topic incarnation: (topic_id, partition).
 PartitionKey = tuple[str, int]
+
+CONFIGS_SHARED_MAX = 256
+
+
+@lru_cache(CONFIGS_SHARED_MAX)
+def _shared(config: TopicConfig) -> TopicConfig:
+    """The first one that was equal."""
+    return config
 
 
 class DirectoryReport(msgspec.Struct, frozen=True, array_like=True):
@@ -168,6 +181,9 @@ class PartitionServed(msgspec.Struct, frozen=True, array_like=True):
     sync_failed: bool = False
     """A sync failed: recorded durably, and only `PartitionRepaired` ends it."""
 
+    def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(self, "topic_id", sys.intern(self.topic_id))
+
 
 class ReportServed(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """What a broker's hosts serve now; replaces earlier reports about the same partitions."""
@@ -218,6 +234,11 @@ class AssignedPartition(msgspec.Struct, frozen=True, array_like=True):
     partition_count: int
     offline_reason: str = ""
     """Not empty: a sync failed; it is not served before a repair, whatever the files look like."""
+
+    def __post_init__(self) -> None:
+        for name in ("topic_id", "topic", "directory_id", "slot"):
+            msgspec.structs.force_setattr(self, name, sys.intern(getattr(self, name)))
+        msgspec.structs.force_setattr(self, "config", _shared(self.config))
 
 
 class BrokerAssignment(msgspec.Struct, frozen=True, tag=True, array_like=True):

@@ -9,8 +9,14 @@ comes up in three steps, each confirmed before the next: prepared by its host (l
 claimed from the controller (a new leader epoch, durable there), led by its host. A host has at most
 one operation under way, so its answers come in order; an answer of an earlier host of the slot
 names that host and is dropped.
+
+The shared slots of a node, which placement numbers from 0, are kept warm: each gets a host before
+anything is placed on it, and keeps it when nothing is left. So a first topic waits for no process.
+Warm hosts are started one at a time, while nothing else is going on, and one that dies idle again
+and again is waited for longer each time.
 """
 
+import sys
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -49,6 +55,7 @@ __all__ = [
     "PREPARE_MAX",
     "RETRY_MS",
     "RETRY_OFFLINE_MS",
+    "WARM_PAUSE_MS_MAX",
     "Alter",
     "Assigned",
     "BrokerMachine",
@@ -80,6 +87,9 @@ RETRY_MS = 200
 RETRY_OFFLINE_MS = 1_000
 DELETING_SLOT = "0"
 """Removes files where no partition is left that would need a host."""
+WARM_PAUSE_MS_MAX = 60_000
+"""Between two starts of an idle host that dies again and again, and how old one gets that counts
+as sound."""
 PREPARE_MAX = 256
 """Partitions opened in one go: the first of thousands are served while the last are opened."""
 
@@ -117,14 +127,26 @@ class _Slot:
     """How many partitions it was asked to remove last."""
     report_at_ms: int | None = None
     """When to report again what is served; None: the last report was heard."""
+    up_at_ms: int = 0
+    warm_at_ms: int = 0
+    """When it may get a host that nothing is placed on."""
+    warm_pause_ms: int = 0
+    """What was waited for such a host last."""
     partitions: dict[PartitionKey, _Partition] = field(default_factory=dict)
 
 
 class BrokerMachine:
     """One broker's plan for its partition actors."""
 
-    def __init__(self, prefix: str, incarnation: str) -> None:
-        """Args: prefix: of every host's name; incarnation: unique for this start of the broker."""
+    def __init__(self, prefix: str, incarnation: str, *, warm_slots: int) -> None:
+        """Make the plan of a broker that has no host yet.
+
+        Args:
+            prefix: of every host's name.
+            incarnation: unique for this start of the broker.
+            warm_slots: the node's `partition_actors_max`: so many slots always have a host.
+        """
+        self._warm = [str(number) for number in range(warm_slots)]
         self._prefix = prefix
         self._incarnation = incarnation
         self._hosts_started = 0
@@ -142,7 +164,7 @@ class BrokerMachine:
             case Assigned():
                 self._take_assignment(event)
             case HostUp():
-                effects += self._host_up(event)
+                effects += self._host_up(event, now_ms)
             case HostDown():
                 self._host_down(event.host, now_ms)
             case Described():
@@ -191,9 +213,9 @@ class BrokerMachine:
         }
         for wanted in event.assignment.partitions:
             if wanted.directory_id in ready and not wanted.offline_reason:
-                place = self._wanted.setdefault(wanted.slot, {})
-                place[wanted.topic_id, wanted.partition] = wanted
-                self._directories[wanted.topic_id, wanted.partition] = wanted.directory_id
+                key = (wanted.topic_id, wanted.partition)
+                self._wanted.setdefault(wanted.slot, {})[key] = wanted
+                self._directories[key] = wanted.directory_id
         self._delete = {
             (topic_id, partition): directory
             for topic_id, partition, directory in event.assignment.delete
@@ -202,14 +224,14 @@ class BrokerMachine:
         names = [*self._wanted]
         if self._delete and not names:
             names = [DELETING_SLOT]
-        for name in names:
+        for name in names + self._warm:
             self._slots.setdefault(name, _Slot(name))
 
-    def _host_up(self, event: HostUp) -> list[Effect]:
+    def _host_up(self, event: HostUp, now_ms: int) -> list[Effect]:
         slot = self._slots.setdefault(event.slot, _Slot(event.slot))
         if slot.host and slot.host != event.host:
             return [StopHost(event.host)]
-        slot.host, slot.up, slot.busy = event.host, True, False
+        slot.host, slot.up, slot.busy, slot.up_at_ms = event.host, True, False, now_ms
         slot.partitions = {
             (served.topic_id, served.partition): _Partition(
                 Stage.OFFLINE if served.offline_reason else Stage.SERVED,
@@ -225,6 +247,10 @@ class BrokerMachine:
         if slot is None:
             return
         quickly_again = slot.up
+        is_sound = slot.up and now_ms - slot.up_at_ms >= WARM_PAUSE_MS_MAX
+        pause_ms = RETRY_MS if is_sound else max(RETRY_MS, 2 * slot.warm_pause_ms)
+        slot.warm_pause_ms = min(pause_ms, WARM_PAUSE_MS_MAX)
+        slot.warm_at_ms = now_ms + slot.warm_pause_ms
         slot.host, slot.up, slot.busy, slot.partitions = "", False, False, {}
         slot.report_at_ms = None
         slot.retry_at_ms = now_ms if quickly_again else now_ms + RETRY_MS
@@ -265,7 +291,8 @@ class BrokerMachine:
     def _prepared(self, slot: _Slot, event: Prepared, now_ms: int) -> list[Effect]:
         offline = []
         for topic_id, number, reason in event.results:
-            state = slot.partitions.setdefault((topic_id, number), _Partition())
+            key = (sys.intern(topic_id), number)
+            state = slot.partitions.setdefault(key, _Partition())
             state.stage = Stage.OFFLINE if reason else Stage.PREPARED
             if reason:
                 state.retry_at_ms = now_ms + RETRY_OFFLINE_MS
@@ -313,8 +340,27 @@ class BrokerMachine:
             effect = self._next_for(slot, now_ms)
             if effect is not None:
                 effects.append(effect)
+        effects += self._start_warm(now_ms)
         self._drop_empty_slots()
         return effects
+
+    def _start_warm(self, now_ms: int) -> list[Effect]:
+        """The next host that nothing is placed on yet: one at a time, behind all other work."""
+        shared = [slot for slot in self._slots.values() if slot.host and slot.name.isdecimal()]
+        if len(shared) >= len(self._warm) or any(slot.busy for slot in self._slots.values()):
+            return []
+        for name in self._warm:
+            slot = self._slots[name]
+            if not slot.host and now_ms >= slot.warm_at_ms:
+                return [self._start_host(slot)]
+        return []
+
+    def _start_host(self, slot: _Slot) -> Effect:
+        self._hosts_started += 1
+        count = self._hosts_started
+        slot.host = f"{self._prefix}{slot.name}.{self._incarnation}.{count}"
+        slot.busy = True
+        return StartHost(slot.name, slot.host)
 
     def _next_for(self, slot: _Slot, now_ms: int) -> Effect | None:
         if slot.busy or now_ms < slot.retry_at_ms:
@@ -323,15 +369,11 @@ class BrokerMachine:
         if not slot.host:
             if not wanted and not self._must_delete_for(slot):
                 return None
-            self._hosts_started += 1
-            count = self._hosts_started
-            slot.host = f"{self._prefix}{slot.name}.{self._incarnation}.{count}"
-            slot.busy = True
-            return StartHost(slot.name, slot.host)
+            return self._start_host(slot)
         effect = self._operation(slot, wanted, now_ms)
         slot.busy = effect is not None
         idle = not (wanted or slot.partitions or self._must_delete_for(slot))
-        if effect is None and idle:
+        if effect is None and idle and slot.name not in self._warm:
             effect = StopHost(slot.host)
             slot.host, slot.up = "", False
         return effect
@@ -394,7 +436,8 @@ class BrokerMachine:
 
     def _drop_empty_slots(self) -> None:
         if not self._delete:
-            for name in [n for n, s in self._slots.items() if not s.host and n not in self._wanted]:
+            needed = {*self._wanted, *self._warm}
+            for name in [n for n, s in self._slots.items() if not s.host and n not in needed]:
                 del self._slots[name]
 
     def _served(self, slot: _Slot) -> list[PartitionServed]:

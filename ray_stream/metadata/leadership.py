@@ -8,6 +8,7 @@ report of any other epoch is of the past and is answered as stale. A host that c
 partition reports the reason under no epoch: its directory's owner may always say that.
 """
 
+import sys
 from collections.abc import Iterable
 
 from ray_stream.errors import (
@@ -53,8 +54,9 @@ def claim_leadership(image: Image, liveness: Liveness, command: ClaimLeadership)
     """
     broker = living(liveness, command.broker_id, command.broker_epoch)
     claims: dict[str, dict[int, int]] = {}
+    keys = [(sys.intern(topic_id), number) for topic_id, number in command.partitions]
     epochs = []
-    for topic_id, number in command.partitions:
+    for topic_id, number in keys:
         partition = _owned(image, liveness, broker, topic_id, number)
         if command.sequence and command.sequence <= broker.claims.get((topic_id, number), 0):
             raise FencedLeaderEpochError(
@@ -70,7 +72,7 @@ def claim_leadership(image: Image, liveness: Liveness, command: ClaimLeadership)
     record = LeadershipClaimed(
         [(topic_id, list(given), list(given.values())) for topic_id, given in claims.items()]
     )
-    claimed = LeadershipAsked(broker.broker_id, list(command.partitions), command.sequence)
+    claimed = LeadershipAsked(broker.broker_id, keys, command.sequence)
     return Resolution([record], response, [claimed])
 
 

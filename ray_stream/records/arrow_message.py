@@ -41,6 +41,10 @@ _RECORD_BATCH = 3
 _BODY_WORD, _ROWS_WORD, _NODES_WORD = 4, 8, 10
 """Where the length of the body, the rows and the nodes stand, in words of eight bytes."""
 _OFFSET = struct.Struct("<i")
+_PLAIN_PIECES = ((0, 32), (40, 64), (72, 80))
+"""Bytes of metadata that all messages of a form share: around the body's length and the rows."""
+PLAIN_COLUMNS = (FLAG_KEY, FLAG_VALUE, FLAG_KEY | FLAG_VALUE)
+"""The columns of plain messages, which have no nulls either."""
 _EDGES = struct.Struct("<ii")
 FIXED_WIDTH = {FLAG_TIMESTAMP: 8, FLAG_OFFSET_DELTA: 4}
 _COLUMN_ORDER = (FLAG_KEY, FLAG_VALUE, FLAG_TIMESTAMP, FLAG_HEADERS, FLAG_OFFSET_DELTA)
@@ -103,6 +107,17 @@ class _Form(NamedTuple):
     columns: tuple[int, ...]
     nodes: int
     buffers: int
+
+
+class _PlainForm(NamedTuple):
+    """The metadata of plain messages: what varies, between pieces that do not."""
+
+    layout: struct.Struct
+    columns: int
+    begin: bytes
+    middle: bytes
+    nodes: bytes
+    buffers: bytes
 
 
 def padded(length: int) -> int:
@@ -202,23 +217,86 @@ def check_message(payload: Buffer, flags: int, record_count: int) -> None:
         raise CorruptBatchError(
             f"{len(payload)} bytes are too few for the Arrow metadata of these columns"
         )
-    fields = form.layout.unpack_from(payload)
+    view = memoryview(payload)
+    metadata = bytes(view[:metadata_bytes])
+    shape = _proven_shape(metadata, flags & COLUMN_FLAGS, record_count, len(payload))
+    _check_edges(view[metadata_bytes:], shape)
+
+
+@lru_cache(maxsize=64)
+def _proven_shape(metadata: bytes, flags: int, record_count: int, payload_bytes: int) -> Shape:
+    """The shape that this metadata describes; batches that are alike are proven once."""
+    form = _form(flags)
+    fields = form.layout.unpack(metadata)
     behind_nodes = len(fields) - 2 * form.buffers - 2
     shape = _claimed_shape(
         form.columns,
         record_count,
         fields[behind_nodes - 2 * form.nodes : behind_nodes],
         fields[1 - 2 * form.buffers :: 2],
-        len(payload),
+        payload_bytes,
     )
     body_bytes = sum(map(padded, shape.buffers))
-    if body_bytes != len(payload) - metadata_bytes:
+    if body_bytes != payload_bytes - len(metadata):
         raise CorruptBatchError(
-            f"the columns need {body_bytes} bytes, the payload has {len(payload) - metadata_bytes}"
+            f"the columns need {body_bytes} bytes, the payload has {payload_bytes - len(metadata)}"
         )
-    if encode_metadata(flags, record_count, shape) != bytes(payload[:metadata_bytes]):
+    if encode_metadata(flags, record_count, shape) != metadata:
         raise CorruptBatchError("the Arrow metadata differs from the one layout of this format")
-    _check_edges(memoryview(payload)[metadata_bytes:], shape)
+    return shape
+
+
+@lru_cache(maxsize=8)
+def _plain_form(column_flags: int) -> _PlainForm:
+    form = _form(column_flags)
+    shape = Shape()
+    for _ in form.columns:
+        shape.add_binary(0, 0, 0)
+    sample = encode_metadata(column_flags, 0, shape)
+    behind_nodes = _PLAIN_PIECES[-1][1] + 16 * form.nodes
+    layout = struct.Struct(f"<32sq24sq8s{2 * form.nodes}q8s{2 * form.buffers}q")
+    assert layout.size == form.layout.size, "the pieces and what is between them are all"
+    pieces = [sample[begin:end] for begin, end in _PLAIN_PIECES]
+    pieces.append(sample[behind_nodes : behind_nodes + 8])
+    return _PlainForm(layout, len(form.columns), *pieces)
+
+
+def is_plain_message(view: memoryview, start: int, column_flags: int, record_count: int) -> bool:
+    """Whether a plain message fills `view` from `start` on, proven as by `check_message`.
+
+    The lengths are taken from where the columns' offsets end, so that all of the metadata is
+    compared with what it has to be. False: `check_message` will tell.
+
+    Args:
+        view: a batch, or more in front of the message.
+        start: where the message begins.
+        column_flags: one of `PLAIN_COLUMNS`.
+        record_count: what the header says, above 0.
+    """
+    form = _plain_form(column_flags)
+    body = position = start + form.layout.size
+    end = len(view)
+    offset_bytes = 4 * record_count + 4
+    data_behind = offset_bytes + 7 & -ALIGNMENT
+    places: list[int] = []
+    for _ in range(form.columns):
+        data = position + data_behind
+        if data > end:
+            return False
+        (length,) = _OFFSET.unpack_from(view, position + 4 * record_count)
+        if _OFFSET.unpack_from(view, position) != (0,) or not 0 <= length <= end - data:
+            return False
+        at = position - body
+        places += (at, 0, at, offset_bytes, at + data_behind, length)
+        position = data + (length + 7 & -ALIGNMENT)
+    if position != end:
+        return False
+    expected = form.layout.pack(
+        *(form.begin, position - body, form.middle, record_count, form.nodes),
+        *((record_count, 0) * form.columns),
+        *(form.buffers, *places),
+    )
+    return bytes(view[start:body]) == expected
 
 
 @lru_cache(maxsize=1024)

@@ -8,6 +8,7 @@ and no value is looked at, so this needs neither Arrow nor memory beyond the bat
 payload only the wrapping is checked here, and readers check what is in it (`reader`).
 """
 
+import struct
 from collections.abc import Iterator
 
 import crc32c
@@ -18,7 +19,7 @@ from ray_stream.errors import (
     InvalidTimestampError,
     RecordTooLargeError,
 )
-from ray_stream.records.arrow_message import check_message
+from ray_stream.records.arrow_message import PLAIN_COLUMNS, check_message, is_plain_message
 from ray_stream.records.header import (
     COLUMN_FLAGS,
     FLAG_CONTROL,
@@ -29,13 +30,25 @@ from ray_stream.records.header import (
     FLAG_VALUE,
     HEADER_BYTES,
     LENGTH_MAX,
+    MAGIC,
+    RESERVED,
+    VERSION,
     BatchHeader,
     Buffer,
     Compression,
     PayloadKind,
     decode_header,
+    header_checksum,
 )
 
+# As `header.LAYOUT`, with everything in front of the flags as one number.
+_LAYOUT = struct.Struct("<QIIIIIiiihqiqqqiqqq22s")
+assert _LAYOUT.size == HEADER_BYTES
+_PLAIN_BEGIN = int.from_bytes(
+    struct.pack("<IBBBB", MAGIC, VERSION, PayloadKind.ARROW, Compression.NONE, 0), "little"
+)
+_ARROW = int(PayloadKind.ARROW)
+_UNWRAPPED = int(Compression.NONE)
 _LEADERS_FLAGS = FLAG_CONTROL | FLAG_OFFSET_DELTA | FLAG_LOG_APPEND_TIME
 
 
@@ -57,6 +70,8 @@ def check_batch(
         InvalidTimestampError: times that are negative or out of order.
     """
     view = memoryview(batch)
+    if produced and (plain := _plain_header(view, batch_bytes_max)) is not None:
+        return plain
     header = decode_header(view)
     if header.batch_bytes > batch_bytes_max:
         raise RecordTooLargeError(
@@ -72,9 +87,45 @@ def check_batch(
     check_header(header)
     payload = view[HEADER_BYTES:]
     check_payload_checksum(header, payload)
-    if header.payload_kind == PayloadKind.ARROW and header.compression == Compression.NONE:
+    if header.payload_kind == _ARROW and header.compression == _UNWRAPPED:
         check_arrow_payload(header, payload)
     return header
+
+
+def _plain_header(view: memoryview, batch_bytes_max: int) -> BatchHeader | None:
+    """The header of the batch that most producers send, in one pass instead of one for each rule.
+
+    Keys, values or both, no nulls, no other column, not compressed. Everything that `check_batch`
+    checks is checked, in its order: the header's checksum before any other field is used, sizes
+    before the payload is looked at. None: `check_batch` has to look, and to say what is wrong.
+    """
+    if len(view) < HEADER_BYTES:
+        return None
+    fields = _LAYOUT.unpack_from(view)
+    begin, flags, checksum, payload_crc, length, uncompressed, count, last_delta = fields[:8]
+    if begin != _PLAIN_BEGIN or checksum != header_checksum(view):
+        return None
+    schema_id, producer_epoch, producer_id, base_sequence, base_timestamp, max_timestamp = fields[
+        8:14
+    ]
+    if (
+        flags not in PLAIN_COLUMNS
+        or fields[-1] != RESERVED
+        or not length == uncompressed == len(view) - HEADER_BYTES <= LENGTH_MAX
+        or len(view) > batch_bytes_max
+        or not 0 < count == last_delta + 1
+        or schema_id < -1
+        or not 0 <= base_timestamp == max_timestamp
+    ):
+        return None
+    if (producer_id < 0 or producer_epoch < 0 or base_sequence < 0) and not (
+        producer_id == producer_epoch == base_sequence == -1
+    ):
+        return None
+    is_whole = crc32c.crc32c(view[HEADER_BYTES:]) == payload_crc
+    if not is_whole or not is_plain_message(view, HEADER_BYTES, flags, count):
+        return None
+    return BatchHeader._make((_ARROW, _UNWRAPPED, flags, *fields[3:-1]))
 
 
 def split_batches(buffer: Buffer) -> Iterator[tuple[BatchHeader, memoryview]]:
@@ -116,9 +167,9 @@ def check_header(header: BatchHeader) -> None:
             f"timestamps from {header.base_timestamp} to {header.max_timestamp} ms: one is "
             "negative, or the greatest below the first"
         )
-    if header.payload_kind == PayloadKind.ARROW:
+    if header.payload_kind == _ARROW:
         _check_arrow_header(header)
-    elif header.compression != Compression.NONE or header.flags & COLUMN_FLAGS:
+    elif header.compression != _UNWRAPPED or header.flags & COLUMN_FLAGS:
         raise CorruptBatchError("a Kafka payload with our own compression or columns")
 
 
@@ -152,7 +203,7 @@ def _check_arrow_header(header: BatchHeader) -> None:
 
 
 def _check_produced(header: BatchHeader) -> None:
-    if header.payload_kind != PayloadKind.ARROW:
+    if header.payload_kind != _ARROW:
         raise InvalidRecordError(
             "Kafka payloads are not served by this version: send Arrow batches"
         )

@@ -9,6 +9,7 @@ Columns are not copied: they keep the payload's memory alive, and it must not ch
 """
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -109,10 +110,22 @@ def timestamps(header: BatchHeader, columns: pa.RecordBatch) -> pa.Array:
     It is the leader's where the topic says so (`message_timestamp_type=LogAppendTime`).
     """
     if header.is_log_append_time:
-        return _int64(np.full(header.record_count, header.append_timestamp, np.int64))
+        return _times(header.append_timestamp, header.record_count)
     if header.flags & FLAG_TIMESTAMP:
         return columns["timestamp"]
-    return _int64(np.full(header.record_count, header.base_timestamp, np.int64))
+    return _times(header.base_timestamp, header.record_count)
+
+
+def _times(time: int, count: int) -> pa.Array:
+    if count > _CACHED_ROWS:
+        return _int64(np.full(count, time, np.int64))
+    return _cached_times(time, count)
+
+
+@lru_cache(maxsize=8)
+def _cached_times(time: int, count: int) -> pa.Array:
+    """Batches that were sent together have one time, and often as many rows."""
+    return _int64(np.full(count, time, np.int64))
 
 
 def to_user_batch(
@@ -139,17 +152,18 @@ def to_user_batch(
     numbers = _offsets(header, columns)
     if start_offset >= header.next_offset:
         return _NO_ROWS
-    count = header.record_count
+    flags = header.flags
+    usual = _usual_columns(topic, partition, _timestamp_type(header), header.record_count)
     rows = pa.RecordBatch.from_arrays(
         [
             _int64(numbers),
-            columns["key"] if header.flags & FLAG_KEY else _all_null(count),
-            columns["value"] if header.flags & FLAG_VALUE else _all_null(count),
-            _constant(topic, pa.string(), count),
-            _constant(partition, pa.int32(), count),
+            columns["key"] if flags & FLAG_KEY else usual.null,
+            columns["value"] if flags & FLAG_VALUE else usual.null,
+            usual.topic,
+            usual.partition,
             timestamps(header, columns),
-            _constant(_timestamp_type(header), pa.int32(), count),
-            columns["headers"] if header.flags & FLAG_HEADERS else _no_headers(count),
+            usual.timestamp_type,
+            columns["headers"] if flags & FLAG_HEADERS else usual.headers,
         ],
         schema=RECORD_SCHEMA,
     )
@@ -166,6 +180,44 @@ def _timestamp_type(header: BatchHeader) -> TimestampType:
 
 def _int64(numbers: npt.NDArray[np.int64]) -> pa.Array:
     return pa.Array.from_buffers(pa.int64(), len(numbers), [None, pa.py_buffer(numbers)])
+
+
+class _UsualColumns(NamedTuple):
+    """What a batch does not store, and what is the same for many."""
+
+    topic: pa.Array
+    partition: pa.Array
+    timestamp_type: pa.Array
+    null: pa.Array
+    headers: pa.Array
+
+
+def _usual_columns(
+    topic: str, partition: int, timestamp_type: TimestampType, count: int
+) -> _UsualColumns:
+    if count > _CACHED_ROWS:
+        return _made_columns(topic, partition, timestamp_type, count)
+    return _cached_columns(topic, partition, timestamp_type, count)
+
+
+@lru_cache(maxsize=32)
+def _cached_columns(
+    topic: str, partition: int, timestamp_type: TimestampType, count: int
+) -> _UsualColumns:
+    return _made_columns(topic, partition, timestamp_type, count)
+
+
+def _made_columns(
+    topic: str, partition: int, timestamp_type: TimestampType, count: int
+) -> _UsualColumns:
+    """Cut from arrays that batches of any number of rows share, if there are not too many."""
+    return _UsualColumns(
+        _constant(topic, pa.string(), count),
+        _constant(partition, pa.int32(), count),
+        _constant(timestamp_type, pa.int32(), count),
+        _all_null(count),
+        _no_headers(count),
+    )
 
 
 def _constant(value: str | int, arrow_type: pa.DataType, count: int) -> pa.Array:

@@ -16,7 +16,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from ray_stream.errors import ProtocolError
-from ray_stream.log.buffers import new_buffer
+from ray_stream.log.buffers import new_frame
 from ray_stream.log.storage import Buffer
 from ray_stream.records.gathered import Gathered, Part
 
@@ -205,7 +205,7 @@ def _room_for(length: int) -> memoryview:
         ProtocolError: there is not that much memory.
     """
     try:
-        return new_buffer(length) if length else memoryview(b"")
+        return new_frame(length) if length else memoryview(b"")
     except MemoryError as error:
         raise ProtocolError(f"no memory for a frame of {length} bytes") from error
 

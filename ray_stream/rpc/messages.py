@@ -112,6 +112,8 @@ class FetchRequest(msgspec.Struct, frozen=True, tag=True, array_like=True):
     replica_incarnation: str = ""
     boot_id: str = ""
     """Of the reader's machine, if it may read files itself; empty: the answer carries the bytes."""
+    extent_bytes: int = 0
+    """How far each extent may reach; 0: the reader wants bytes. It costs no memory to be told."""
 
 
 class Extent(msgspec.Struct, frozen=True, array_like=True):

@@ -1,12 +1,10 @@
 """Waiting for sockets and for calls from other threads at once.
 
-Owns: one epoll, the calls that other threads have posted, and waking up for them. Refuses: threads
-of its own: one thread waits, whoever has made it (`actors.loop`, `rpc.links`).
-
-The epoll is used as it is: what `selectors` puts around it costs each wait of a busy loop some
-microseconds.
+Owns: one `epoll`, the calls that other threads have posted, and waking up for them. Refuses:
+threads of its own: one thread waits, whoever has made it (`actors.loop`, `rpc.links`).
 """
 
+import contextlib
 import select
 import socket
 from collections import deque
@@ -15,25 +13,28 @@ from typing import Protocol
 
 READABLE = select.EPOLLIN
 WRITABLE = select.EPOLLOUT
-_READY_MAX = 256
-"""Told of at once; those behind come with the next wait."""
+_READY_MAX = 1024
+"""Sockets that are served in one turn; others that are ready come with the next."""
 
 Ready = Callable[[int], None]
-ReadyOnes = list[tuple[int, int, tuple[int, Ready] | None]]
+ReadyOnes = list[tuple[int, int, Ready | None]]
 
 
-class _Descriptor(Protocol):
+class Watchable(Protocol):
+    """A socket, or another reactor."""
+
     def fileno(self) -> int:
-        """Its number."""
+        """Its descriptor."""
         ...
 
 
 class Reactor:
-    """Everything but `post` and what says so is its one thread's."""
+    """Everything but `post` is its one thread's."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
-        self._watched: dict[int, tuple[int, Ready]] = {}
+        self._watched: dict[int, Ready] = {}
+        """By descriptor."""
         self._posted: deque[Callable[[], None]] = deque()
         self._sleeping = False
         self._woken, self._wake = socket.socketpair()
@@ -42,7 +43,7 @@ class Reactor:
         self.watch(self._woken, READABLE, self._take_wakes)
 
     def fileno(self) -> int:
-        """Readable when something here is ready: one reactor may watch another."""
+        """Readable when something is ready here: one reactor may watch another."""
         return self._epoll.fileno()
 
     def post(self, call: Callable[[], None]) -> None:
@@ -55,7 +56,7 @@ class Reactor:
             self.ring()
 
     def ring(self) -> None:
-        """End a wait, or the next one. Safe from any thread."""
+        """End a wait: the one that is, or the next. Safe from any thread."""
         try:
             self._wake.send(b"\0")
         except BlockingIOError:
@@ -72,32 +73,30 @@ class Reactor:
         """The next call, or None."""
         return self._posted.popleft() if self._posted else None
 
-    def watch(self, sock: _Descriptor, events: int, ready: Ready) -> None:
-        """Call `ready` with what a socket is ready for, whenever it is."""
-        number = sock.fileno()
-        self._epoll.register(number, events)
-        self._watched[number] = (events, ready)
+    def watch(self, sock: Watchable, events: int, ready: Ready) -> None:
+        """Call `ready` with what a socket is ready for, whenever it is; an error is both."""
+        self._epoll.register(sock, events)
+        self._watched[sock.fileno()] = ready
 
-    def change(self, sock: _Descriptor, events: int, ready: Ready) -> None:
-        """Watch for something else; for nothing at all: as `forget`."""
-        number = sock.fileno()
+    def change(self, sock: Watchable, events: int, ready: Ready) -> None:
+        """Watch for something else, or for the first time; for nothing: as `forget`."""
         if not events:
             self.forget(sock)
-        elif number not in self._watched:
-            self.watch(sock, events, ready)
+        elif sock.fileno() in self._watched:
+            self._epoll.modify(sock, events)
+            self._watched[sock.fileno()] = ready
         else:
-            self._epoll.modify(number, events)
-            self._watched[number] = (events, ready)
+            self.watch(sock, events, ready)
 
-    def mute(self, sock: _Descriptor, *, muted: bool) -> None:
-        """Have a watched one not end a wait for now, or again. Safe from any thread."""
-        self._epoll.modify(sock.fileno(), 0 if muted else READABLE)
+    def mute(self, sock: Watchable, *, muted: bool) -> None:
+        """Have what is watched not end a wait for now, or again. Safe from any thread."""
+        self._epoll.modify(sock, 0 if muted else READABLE)
 
-    def forget(self, sock: _Descriptor) -> None:
+    def forget(self, sock: Watchable) -> None:
         """Watch it no more, if it was; before it is closed."""
-        number = sock.fileno()
-        if self._watched.pop(number, None) is not None:
-            self._epoll.unregister(number)
+        if self._watched.pop(sock.fileno(), None) is not None:
+            with contextlib.suppress(OSError):  # closed all the same: the kernel forgot it then
+                self._epoll.unregister(sock)
 
     def has_ready(self) -> bool:
         """Whether a socket is ready now."""
@@ -114,32 +113,26 @@ class Reactor:
             wait_s = 0.0
         found = self.ready_ones(wait_s)
         self._sleeping = False
-        if found:
-            self.serve(found)
+        self.serve(found)
 
     def ready_ones(self, wait_s: float) -> ReadyOnes:
-        """What is ready, for `serve`; a call that is posted does not end this wait, `ring` does.
-
-        Args:
-            wait_s: seconds at most; 0 only looks.
-        """
+        """Sleep as `wait`, and say what is ready. Calls that are posted do not end this."""
         watched = self._watched
-        return [
-            (number, ready, watched.get(number))
-            for number, ready in self._epoll.poll(wait_s, _READY_MAX)
-        ]
+        # Looked up before any of them is served: one may end another, whose descriptor is reused.
+        return [(fd, event, watched.get(fd)) for fd, event in self._epoll.poll(wait_s, _READY_MAX)]
 
     def serve(self, found: ReadyOnes) -> None:
-        """Call what watches these."""
-        for number, ready, entry in found:
-            # One of these may have ended another, or watches for something else now.
-            if entry is not None and self._watched.get(number) is entry:
-                events, call = entry
-                call(ready & events or events)  # an error or an end: whatever is tried tells
+        """Call those who watch these."""
+        watched = self._watched
+        for descriptor, event, ready in found:
+            if ready is not None and watched.get(descriptor) is ready:
+                is_readable = READABLE if event & ~WRITABLE else 0
+                ready(is_readable | (WRITABLE if event & ~READABLE else 0))
 
     def close(self) -> None:
         """Watch nothing more; sockets stay open. In a forked child, the parent goes on watching."""
         self._epoll.close()
+        self._watched.clear()
         self._woken.close()
         self._wake.close()
 

@@ -100,7 +100,8 @@ def decode(frames: Sequence[Buffer]) -> Any:  # noqa: ANN401 - the union, narrow
             f"a message that this version does not understand: {error}"
         ) from error
     if isinstance(message, _WITH_BATCHES):
-        return msgspec.structs.replace(message, batches=list(frames[1:]))
+        message.batches[:] = frames[1:]  # a list that was just decoded is nobody else's
+        return message
     if len(frames) > 1:
         raise InvalidArgumentError(f"{type(message).__name__} carries no batches")
     return message

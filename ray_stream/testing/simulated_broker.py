@@ -42,6 +42,7 @@ ROOT = "/data"
 ANSWER_MS = 3_000
 WATCH_MS = 1_000
 TICK_MS = 100
+SHARED_ACTORS = 2
 
 
 class Hosts(Protocol):
@@ -89,7 +90,9 @@ class SimulatedBroker:
         self._hosts = hosts
         self._storage = node.storage.another_process()
         self._incarnation = f"{rng.getrandbits(48):012x}"
-        self._machine = hosting.BrokerMachine(f"host/{node.name}/", self._incarnation)
+        self._machine = hosting.BrokerMachine(
+            f"host/{node.name}/", self._incarnation, warm_slots=SHARED_ACTORS
+        )
         self._held: dict[str, tuple[str, Identity, Lock]] = {}
         self._broker_id = -1
         self._broker_epoch = -1
@@ -185,7 +188,12 @@ class SimulatedBroker:
             if found.identity is not None
         ]
         request = RegisterBroker(
-            self._node.name, self._node.name, self._incarnation, self._process.name, 2, reports
+            self._node.name,
+            self._node.name,
+            self._incarnation,
+            self._process.name,
+            SHARED_ACTORS,
+            reports,
         )
 
         def registered(answer: Any) -> None:

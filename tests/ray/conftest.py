@@ -26,7 +26,7 @@ def shared_dir() -> Iterator[Path]:
 def shared(local_ray: str, shared_dir: Path) -> Iterator[Cluster]:
     """The cluster named `shared`, with two shared partition actors.
 
-    The topic `standing` keeps them up: a new topic does not wait for processes.
+    The topic `standing` is there when both are up: no test meets one that is only starting.
     """
     del local_ray
     with ray_stream.start(

@@ -207,7 +207,7 @@ def test_a_record_alone_becomes_the_batch_that_its_columns_would_become(
         return
     assert single is not None
     batcher = Batcher(1_000, Compression.NONE, random.Random(seed))
-    found = batcher.build_single(described, single)
+    found = batcher.build_single(described, single, batcher.choose(described, single))
     (wanted,) = Batcher(1_000, Compression.NONE, random.Random(seed)).build(
         described, rows.columns()
     )
@@ -242,7 +242,7 @@ def test_a_topic_made_anew_with_fewer_partitions_gets_no_record_for_another(alon
             single = rows.single()
             assert single is not None
             if alone:
-                batch = batcher.build_single(described, single)
+                batch = batcher.build_single(described, single, batcher.choose(described, single))
             else:
                 (batch,) = batcher.build(described, rows.columns())
             assert batch.partition < len(described.partitions)

@@ -17,6 +17,14 @@ from tests.unit.client.world import World
 HOSTS = ("host-a", "host-b", "host-c")
 
 
+def _whole(raw: bytes) -> bytes | None:
+    return raw
+
+
+def _unread(_: bytes) -> bytes | None:
+    return None
+
+
 class Reader:
     """Checks every record that is handed out against the log, the moment it comes."""
 
@@ -29,6 +37,7 @@ class Reader:
             request_timeout_ms=2_000,
         )
         self.world = World(seed, config=config)
+        self.world.cluster.extent_bytes_max = self.rng.choice([0, 1, 300, 2_000, 100_000])
         self.names = [TopicPartition("t", number) for number in range(partitions)]
         self.world.cluster.make("t", partitions, hosts=HOSTS)
         self.expected: dict[TopicPartition, int] = {}
@@ -76,7 +85,7 @@ class Reader:
         """One thing that users, leaders or the machine itself may do at any time."""
         world, rng = self.world, self.rng
         name = rng.choice(self.names)
-        match rng.randint(0, 6):
+        match rng.randint(0, 8):
             case 0:
                 world.cluster.move("t", name.partition, rng.choice((*HOSTS, "")))
             case 1 if name in self.expected:
@@ -94,11 +103,22 @@ class Reader:
             case 5:
                 world.core.restart()
                 world.step(Tick())
+            case 6:
+                world.spoil = rng.choice([_whole, _whole, _unread, self.cut, self.flip])
+            case 7:
+                world.cluster.extent_bytes_max = rng.choice([0, 1, 300, 2_000, 100_000])
             case _:
                 world.loss = rng.choice([0.0, 0.0, 0.2, 0.5])
                 world.repeat = rng.choice([0.0, 0.3])
                 world.told = rng.choice([0.0, 1.0])
                 world.delay_max_ms = rng.choice([1, 5, 50, 800])
+
+    def cut(self, raw: bytes) -> bytes:
+        return raw[: self.rng.randrange(len(raw))]
+
+    def flip(self, raw: bytes) -> bytes:
+        place = self.rng.randrange(len(raw))
+        return raw[:place] + bytes([raw[place] ^ 1 << self.rng.randrange(8)]) + raw[place + 1 :]
 
     def reassign(self) -> None:
         chosen = [name for name in self.names if self.rng.random() < 0.7]

@@ -30,7 +30,14 @@ HOSTS = ("host-a", "host-b", "host-c", "")
 class Run:
     """One seed: a producer that sends while the cluster misbehaves, then a time of peace."""
 
-    def __init__(self, seed: int, *, idempotent: bool = True, refuse_for_good: bool = True) -> None:
+    def __init__(
+        self,
+        seed: int,
+        *,
+        idempotent: bool = True,
+        refuse_for_good: bool = True,
+        alone: bool = False,
+    ) -> None:
         self.rng = rng = random.Random(seed)
         self.config = ProducerConfig(
             enable_idempotence=idempotent,
@@ -46,6 +53,7 @@ class Run:
         world.told = rng.random()
         world.delay_max_ms = rng.choice([0, 2, 60, 400])
         self.refuse_for_good = refuse_for_good
+        self.alone = alone
         self.counter = 0
 
     def go(self, steps: int) -> None:
@@ -73,8 +81,8 @@ class Run:
         world, rng = self.world, self.rng
         number = rng.randrange(len(world.leaders))
         match rng.choices(
-            ["send", "move", "refuse", "refuse for good", "hang", "wake", "weather"],
-            [20, 2, 1, 1 if self.refuse_for_good else 0, 1, 2, 1],
+            ["send", "send alone", "move", "refuse", "refuse for good", "hang", "wake", "weather"],
+            [20, 40 if self.alone else 0, 2, 1, 1 if self.refuse_for_good else 0, 1, 2, 1],
         )[0]:
             case "send":
                 groups = []
@@ -84,6 +92,9 @@ class Run:
                     self.counter += len(values)
                     groups.append((place, values))
                 world.send_all(groups)
+            case "send alone":
+                world.send_alone(number, b"%d" % self.counter, interrupted=rng.choice([0, 0, 0.2]))
+                self.counter += 1
             case "move":
                 world.move(number, rng.choice(HOSTS))
             case "refuse":
@@ -134,6 +145,23 @@ def test_every_record_stands_once_and_in_order_whatever_the_network_does(seed: i
     run = Run(seed)
     run.go(40)
     check(run)
+
+
+@given(st.integers(0, 2**32))
+def test_it_does_so_too_when_lone_records_go_past_the_core(seed: int) -> None:
+    run = Run(seed, alone=True)
+    run.go(60)
+    check(run)
+
+
+def test_lone_records_do_go_past_the_core() -> None:
+    went = 0
+    for seed in range(20):
+        run = Run(seed, alone=True)
+        run.go(60)
+        check(run)
+        went += run.world.went_alone
+    assert went > 50
 
 
 @settings(max_examples=20)

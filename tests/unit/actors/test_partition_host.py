@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pytest
@@ -15,6 +15,7 @@ from ray_stream.config import TopicConfig
 from ray_stream.log import directory, locks
 from ray_stream.log.partition_log import SyncJob
 from ray_stream.log.reader import LogReader, ReadResult
+from ray_stream.log.segment import Segment
 from ray_stream.log.storage import DiskStorage, Lock, Storage
 from ray_stream.metadata.commands import AssignedPartition
 from ray_stream.records.batch import split_batches
@@ -436,6 +437,126 @@ def test_what_was_taken_in_under_an_epoch_is_not_appended_in_the_next(rig: Rig) 
     rig.host.end_turn()
     assert answers[0].results[0].error.name == "FencedLeaderEpochError"
     assert rig.host.partitions[TOPIC, 0].log.written_end == 0
+
+
+@pytest.mark.parametrize("durability", ["replicated", "fsync"])
+def test_whoever_waits_for_records_is_answered_before_who_brought_them(
+    tmp_path: Path, durability: Literal["replicated", "fsync"]
+) -> None:
+    rig = Rig(tmp_path, TopicConfig(durability=durability))
+    rig.prepare()
+    rig.lead(0)
+    answers: list[Any] = []
+    address = FetchPartition(TOPIC, 0, 0, 0, 1 << 20)
+    rig.host.fetch(FetchRequest(60_000, 1, 1 << 20, [address]), answers.append)
+    batch = b"".join(build_batch(RecordColumns(value=pa.array([b"a"]), base_timestamp=5)))
+    request = ProduceRequest(-1, 1_000, [ProducePartition(TOPIC, 0, 0)], [batch])
+    rig.host.produce(request, answers.append)
+    rig.host.end_turn()
+    rig.syncs.finish()
+    assert [type(one).__name__ for one in answers] == ["FetchResponse", "ProduceResponse"]
+
+
+def no_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(segment: Segment) -> None:
+        raise AssertionError(f"{segment.path} is read")
+
+    monkeypatch.setattr(Segment, "reading", refuse)
+
+
+@pytest.mark.parametrize("boot_id", ["", "boot"])
+@pytest.mark.parametrize("durability", ["replicated", "fsync"])
+def test_a_waiting_fetch_gets_what_was_just_written_without_a_look_at_the_file(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    durability: Literal["replicated", "fsync"],
+    boot_id: str,
+) -> None:
+    rig = Rig(tmp_path, TopicConfig(durability=durability))
+    rig.host = PartitionHost(rig.clock, rig.syncs, "boot")
+    rig.control._host = rig.host
+    rig.prepare()
+    rig.lead(0)
+    rig.produce(b"first")
+    rig.syncs.finish()
+    waiting: list[Any] = []
+    address = FetchPartition(TOPIC, 0, 0, 1, 1 << 20)
+    request = FetchRequest(60_000, 1, 1 << 20, [address], boot_id=boot_id)
+    rig.host.fetch(request, waiting.append)
+    rig.host.fetch(request, waiting.append)
+    with monkeypatch.context() as patch:
+        no_files(patch)
+        rig.produce(b"a", b"b")
+        assert len(waiting) == (2 if durability == "replicated" else 0)
+        rig.syncs.finish()
+    assert len(waiting) == 2
+    for answer in waiting:
+        assert (answer.results[0].buffers, answer.results[0].extent) == (1, None)
+        assert answer.results[0].high_watermark == 3
+        (header, _) = next(split_batches(answer.batches[0]))
+        assert (header.base_offset, header.next_offset) == (1, 3)
+    (stored,) = rig.fetch(1)
+    assert b"".join(stored.batches) == b"".join(waiting[0].batches), "as it stands in the file"
+
+
+def test_what_is_kept_for_readers_is_nobodys_before_its_sync(rig: Rig) -> None:
+    waiting = rig.fetch(0, wait_ms=60_000)
+    rig.produce(b"a")
+    (response,) = rig.fetch(0)
+    assert response.batches == []
+    assert waiting == []
+
+
+def kept(rig: Rig) -> int:
+    """Bytes that the log keeps for readers."""
+    found = rig.host.partitions[TOPIC, 0].log._log.reader._kept
+    return 0 if found is None else found.length
+
+
+def test_what_is_kept_for_readers_is_short_and_goes_with_the_next_append(rig: Rig) -> None:
+    rig.produce(b"nobody waits")
+    assert kept(rig) == 0
+    rig.fetch(0, wait_ms=60_000)
+    rig.produce(b"x" * 70_000)
+    assert kept(rig) == 0, "that much is read out of the file"
+    rig.produce(b"x")
+    assert kept(rig) > 0
+    rig.syncs.finish()
+    rig.syncs.finish()
+    assert kept(rig) == 0, "all of it may be read: whoever waited has it"
+    rig.fetch(3, wait_ms=60_000)
+    rig.produce(b"a")
+    rig.clock.ms += 60_001
+    rig.host.expire()
+    rig.produce(b"nobody waits any more")
+    assert kept(rig) == 0
+
+
+def test_a_read_that_begins_elsewhere_or_wants_less_is_not_given_what_is_kept(
+    rig: Rig,
+) -> None:
+    rig.fetch(0, wait_ms=60_000, min_bytes=1)
+    log = rig.host.partitions[TOPIC, 0].log
+    batch = b"".join(build_batch(RecordColumns(value=pa.array([b"a"]), base_timestamp=5)))
+    both = ProduceRequest(-1, 1_000, [ProducePartition(TOPIC, 0, 0)] * 2, [batch, batch])
+    rig.host.produce(both, lambda _: None)
+    rig.host.end_turn()
+    assert kept(rig) == 2 * len(batch)
+    log.synced(rig.syncs.held[0][0])  # and nobody was told yet
+
+    def offsets(offset: int, *, bytes_max: int = 1 << 20, end_offset: int = 2) -> list[int]:
+        read = log.read(offset, bytes_max=bytes_max, end_offset=end_offset)
+        found = [header.base_offset for header, _ in split_batches(b"".join(read.batches))]
+        assert read.next_offset == max(offset, *(one + 1 for one in found), 0)
+        return found
+
+    assert offsets(0) == [0, 1]
+    assert offsets(1) == [1]
+    assert offsets(0, bytes_max=1) == [0]
+    assert offsets(0, end_offset=1) == [0]
+    assert offsets(0, end_offset=0) == []
+    log.truncate(0, now_ms=5)
+    assert kept(rig) == 0
 
 
 def test_a_fetch_that_waits_for_many_bytes_is_read_for_when_they_are_there(

@@ -48,6 +48,7 @@ from ray_stream.rpc.messages import (
     EARLIEST,
     LATEST,
     ErrorInfo,
+    Extent,
     FetchRequest,
     FetchResponse,
     FetchResult,
@@ -165,6 +166,22 @@ class Partition:
                 return max(header.base_offset, self.log_start)
         return -1
 
+    @property
+    def file(self) -> bytes:
+        """All batches, as a log has them in a file."""
+        return b"".join(self.batches)
+
+    def extent(self, offset: int, bytes_max: int) -> Extent | None:
+        """What `read` gives, by its place in the file; the last batch may be cut off."""
+        taken = self.read(offset, bytes_max)
+        if not taken:
+            return None
+        file = self.file
+        position = file.index(taken[0][:HEADER_BYTES])
+        length = min(max(bytes_max, len(taken[0])), len(file) - position)
+        path = f"{self.topic_id}-{self.name.partition}"
+        return Extent(path, position, length, taken[0][:HEADER_BYTES], self.end)
+
     def read(self, offset: int, bytes_max: int) -> list[bytes]:
         if not self.log_start <= offset <= self.end:
             raise OffsetOutOfRangeError(*self.name, offset, self.log_start, self.end)
@@ -211,6 +228,8 @@ class FakeCluster:
         self.fetches: list[tuple[str, FetchRequest]] = []
         """Every fetch that arrived."""
         self.metadata_requests: list[MetadataRequest] = []
+        self.extent_bytes_max = 0
+        """Readers who ask for extents get some that are no longer; 0: they get bytes."""
 
     # --- what tests do to it ---------------------------------------------------------------------
 
@@ -338,15 +357,19 @@ class FakeCluster:
     def _read(self, parked: Parked) -> FetchResponse | None:
         results: list[FetchResult] = []
         batches: list[bytes] = []
+        granted = 0
         failed = False
         for asked in parked.request.partitions:
             space = parked.request.max_bytes - sum(map(len, batches))
             found = self._led(parked.host, asked.topic_id, asked.partition, asked.leader_epoch)
             taken: list[bytes] = []
-            error = None
+            error = extent = None
+            extent_bytes = min(parked.request.extent_bytes, self.extent_bytes_max)
             if isinstance(found, Partition):
                 try:
-                    if space > 0:
+                    if extent_bytes:
+                        extent = found.extent(asked.fetch_offset, extent_bytes)
+                    elif space > 0:
                         taken = found.read(asked.fetch_offset, min(asked.max_bytes, space))
                 except RayStreamError as refused:
                     error = ErrorInfo.of(refused)
@@ -362,12 +385,22 @@ class FakeCluster:
                     buffers=len(taken),
                     high_watermark=end,
                     last_stable_offset=end,
+                    extent=extent,
                 )
             )
             batches += taken
-        enough = sum(map(len, batches)) >= parked.request.min_bytes
+            granted += extent.length if extent is not None else 0
+        enough = granted + sum(map(len, batches)) >= parked.request.min_bytes
         if failed or enough or self.clock.monotonic_ms() >= parked.deadline_ms:
             return FetchResponse(results, batches)
+        return None
+
+    def file(self, path: str) -> bytes | None:
+        """What stands there; None: the topic is gone."""
+        for topic in self.topics.values():
+            for one in topic.partitions:
+                if path == f"{one.topic_id}-{one.name.partition}":
+                    return one.file
         return None
 
     def _led(

@@ -14,10 +14,12 @@ import pyarrow as pa
 
 from ray_stream.client.batch import Batch
 from ray_stream.client.batching_core import Batcher
-from ray_stream.client.columns import Columns
+from ray_stream.client.columns import Columns, Single
+from ray_stream.client.express import Express
 from ray_stream.client.producer_core import ProducerCore
 from ray_stream.client.producer_events import (
     Abandoned,
+    Alone,
     BatchesBuilt,
     Delivered,
     Effect,
@@ -32,6 +34,8 @@ from ray_stream.client.producer_events import (
     Tick,
     TopicsDescribed,
     TopicWanted,
+    WentAlone,
+    is_acknowledgement,
 )
 from ray_stream.config import ProducerConfig, TopicConfig
 from ray_stream.errors import (
@@ -136,6 +140,11 @@ class ProduceWorld:
         self.config = config or ProducerConfig()
         self.core = ProducerCore(self.config, random.Random(seed + 1))
         self.batcher = Batcher(self.config.batch_size, Compression.NONE, random.Random(seed + 2))
+        self.express = Express(self, self.config, self, self.batcher, self._hear)  # type: ignore[arg-type]
+        self.interrupted = 0.0
+        self.asked_host = ""
+        self.went_alone = 0
+        """Records that went past the core."""
         self.topic_id = "id-1"
         self.leaders = [Leader("id-1", number) for number in range(partitions)]
         self.exists = True
@@ -180,6 +189,33 @@ class ProduceWorld:
             self.sent[partition].append(batches[-1])
         self.step(BatchesBuilt(batches))
         return batches
+
+    def send_alone(self, partition: int, value: bytes, *, interrupted: float = 0.0) -> Batch:
+        """Send one record past the core if there is a pass, else hand it to the core.
+
+        Args:
+            partition: where it goes.
+            value: the record.
+            interrupted: chance that its caller is interrupted while it writes the request.
+        """
+        topic = self.core.directory.topic("t")
+        assert topic is not None
+        record = Single(None, value, partition, 7, self.time_ms, 0, [])
+        self.interrupted = interrupted
+        try:
+            went = self.express.send(topic, record, lambda: True)
+        except KeyboardInterrupt:
+            went = True
+        self.interrupted = 0.0
+        if went:
+            batch = self.express._lanes[topic.topic_id, partition].sent[-1].batch
+            self.went_alone += 1
+        else:
+            batch = self.batcher.build_single(topic, record, partition)
+            self.express.noted(batch)
+            self.step(BatchesBuilt([batch]))
+        self.sent[partition].append(batch)
+        return batch
 
     def outcome(self, batch: Batch) -> Delivered | Failed | None:
         return self.outcomes.get(id(batch))
@@ -250,8 +286,48 @@ class ProduceWorld:
     # --- the network ---------------------------------------------------------------------------
 
     def step(self, event: Event) -> None:
+        """As the sender does: passes are taken back before anything but acknowledgements."""
+        due_ms = self.core.next_deadline_ms
+        is_due = due_ms is not None and due_ms <= self.time_ms
+        close = is_due or not is_acknowledgement(event)
+        self.express.take(self._adopt, self.time_ms, close=close)
+        self._step(event)
+        if self.rng.random() < 0.8:
+            self.express.give(lambda key: self.core.pass_for(*key, self.time_ms))
+
+    def _adopt(self, sent: list[Alone]) -> None:
+        self._step(WentAlone(sent))
+
+    def _step(self, event: Event) -> None:
         for effect in self.core.step(event, self.time_ms):
             self._perform(effect)
+
+    # As `Services`, `PartitionService` and `Clock`, for passes.
+
+    def partitions(self, host: str) -> "ProduceWorld":
+        self.asked_host = host
+        return self
+
+    def produce(self, request: ProduceRequest, reply: Callable[[object], None]) -> None:
+        if self.rng.random() < self.interrupted / 2:
+            raise KeyboardInterrupt
+        answered = partial(self._answer_to, reply)
+        self._travel(partial(self._produce, self.asked_host, request, answered), answered)
+        if self.rng.random() < self.interrupted:
+            raise KeyboardInterrupt
+
+    def monotonic_ms(self) -> int:
+        return self.time_ms
+
+    def _hear(self, event: ProduceAnswered | None) -> None:
+        if event is not None:
+            self.step(event)
+
+    def _answer_to(self, reply: Callable[[object], None], answer: object) -> None:
+        if self.rng.random() >= self.loss:
+            self.at(self._delay(), partial(reply, answer))
+        elif self.rng.random() < self.told:
+            self.at(self._delay(), partial(reply, OutcomeUnknownError("the answer was lost")))
 
     def abandon(self) -> None:
         self.step(Abandoned(ClosedError("abandoned")))

@@ -1,6 +1,6 @@
 """A reader on the leader's machine: the same records, by its leave; surprises go to the leader."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,26 +10,31 @@ import pytest
 from ray_stream import errors
 from ray_stream.actors.partition_control import PartitionControl
 from ray_stream.actors.partition_host import PartitionHost
+from ray_stream.boot import boot_id
+from ray_stream.client.consumer import Consumer
 from ray_stream.client.local_reads import LocalReader
 from ray_stream.clock import SystemClock
-from ray_stream.config import TopicConfig
+from ray_stream.config import ConsumerConfig, TopicConfig
 from ray_stream.log import locks
 from ray_stream.log.storage import DiskStorage, Lock, Storage
 from ray_stream.log.sync import SyncJob
-from ray_stream.metadata.commands import AssignedPartition
-from ray_stream.records.batch import split_batches
+from ray_stream.metadata.commands import AssignedPartition, PartitionMetadata, TopicMetadata
 from ray_stream.records.builder import RecordColumns, build_batch
 from ray_stream.rpc.hosting import LeadPartitions, PreparePartitions
 from ray_stream.rpc.messages import (
-    FetchPartition,
     FetchRequest,
     FetchResponse,
+    ListOffsetsRequest,
+    MetadataRequest,
+    MetadataResponse,
     ProducePartition,
     ProduceRequest,
 )
+from ray_stream.rpc.services import Box
+from ray_stream.types import TopicPartition
 
 TOPIC = "b" * 32
-BOOT = "one-boot"
+BOOT = boot_id()
 HOST = "a-host"
 
 
@@ -49,6 +54,12 @@ class Leader:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.answers: list[FetchResponse] = []
+        """To fetches."""
+        self.before: list[Callable[[], object]] = []
+        """What happens before each of the next fetches is answered."""
+        self.behind: list[Callable[[], object]] = []
+        """And between the answer and its arrival."""
         self.syncs: list[tuple[SyncJob, Callable[[errors.StorageError | None], None]]] = []
         self.host = PartitionHost(
             SystemClock(), lambda job, done: self.syncs.append((job, done)), BOOT
@@ -78,10 +89,38 @@ class Leader:
             job.run()
             done(None)
 
-    def fetch(self, request: FetchRequest) -> Any:  # noqa: ANN401 - the answer
-        answers: list[Any] = []
-        self.host.fetch(request, answers.append)
-        return answers[0]
+    # --- `Services` and both services in one ------------------------------------------------------
+
+    @property
+    def controller(self) -> Any:  # noqa: ANN401 - a ControllerService
+        return self
+
+    def partitions(self, _: str) -> Any:  # noqa: ANN401 - a PartitionService
+        return self
+
+    def attend(self, box: Box, wait_ms: int) -> bool:
+        """There are no sockets here."""
+        del box, wait_ms
+        return False
+
+    def metadata(self, _: MetadataRequest, reply: Callable[[Any], None]) -> None:
+        partition = PartitionMetadata(0, 1, 0, HOST, [1], [1], "")
+        topic = TopicMetadata("flights", TOPIC, 1, False, TopicConfig(), 0, [partition])
+        reply(MetadataResponse("cluster", 1, 1, [topic], []))
+
+    def list_offsets(self, request: ListOffsetsRequest, reply: Callable[[Any], None]) -> None:
+        self.host.list_offsets(request, reply)
+
+    def fetch(self, request: FetchRequest, reply: Callable[[Any], None]) -> None:
+        def tell(answer: Any) -> None:  # noqa: ANN401 - an answer
+            self.answers.append(answer)
+            if self.behind:
+                self.behind.pop(0)()
+            reply(answer)
+
+        if self.before:
+            self.before.pop(0)()
+        self.host.fetch(request, tell)
 
     @property
     def segment(self) -> Path:
@@ -95,90 +134,170 @@ def leader(tmp_path: Path) -> Leader:
 
 
 @pytest.fixture
-def reader() -> LocalReader:
-    return LocalReader(DiskStorage(), BOOT)
+def consumer_of(leader: Leader) -> Iterator[Callable[..., Consumer]]:
+    made: list[Consumer] = []
+
+    def make(**options: Any) -> Consumer:  # noqa: ANN401
+        config = ConsumerConfig(auto_offset_reset="earliest", **options)
+        made.append(Consumer(leader, ("flights",), config, clock=SystemClock()))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
 
 
-def fetched(
-    leader: Leader, reader: LocalReader, offset: int = 0, bytes_max: int = 1 << 20
-) -> tuple[FetchResponse, Any]:
-    """What the leader answered, and what the reader made of it."""
-    request = FetchRequest(0, 1, 1 << 20, [FetchPartition(TOPIC, 0, 0, offset, bytes_max)])
-    answer = leader.fetch(reader.asking(1, HOST, request))
-    return answer, reader.answered(1, answer)
+Make = Callable[..., Consumer]
 
 
-def offsets(response: FetchResponse) -> list[int]:
-    return [header.base_offset for batch in response.batches for header, _ in split_batches(batch)]
+def values_of(consumer: Consumer) -> list[bytes]:
+    """All that there is to read, `until="end"`."""
+    return [record.value or b"" for record in consumer]
 
 
-def test_the_answer_names_a_file_and_the_reader_brings_its_batches(
-    leader: Leader, reader: LocalReader
+def carried(answer: FetchResponse) -> int:
+    return sum(map(len, answer.batches))
+
+
+def large(number: int) -> bytes:
+    return bytes([number]) * 200_000
+
+
+def test_one_answer_names_a_file_and_many_batches_are_read_by_it(
+    leader: Leader, consumer_of: Make
 ) -> None:
-    leader.write(b"a", b"b")
-    leader.write(b"c")
-    answer, resolved = fetched(leader, reader)
-    assert answer.batches == []
-    assert offsets(resolved) == [0, 2]
-    assert resolved.results[0].buffers == 1
+    for number in range(20):
+        leader.write(large(number))
+    consumer = consumer_of(until="end")
+    tables = []
+    while (table := consumer.fetch(max_records=3)).num_rows:
+        tables.append(table)
+    assert [one.num_rows for one in tables] == [3] * 6 + [2]
+    everything = pa.concat_tables(tables)
+    assert everything["offset"].to_pylist() == list(range(20))
+    assert everything["value"].to_pylist() == list(map(large, range(20)))
+    assert [carried(one) for one in leader.answers] == [0]
+
+
+def test_what_was_granted_is_read_when_it_is_asked_for(leader: Leader, consumer_of: Make) -> None:
+    for number in range(20):
+        leader.write(large(number))
+    consumer = consumer_of(fetch_max_bytes=1_000_000)
+    (state,) = consumer._core.states.values()
+    held = []
+    for _ in range(20):
+        assert consumer.fetch(max_records=1).num_rows == 1
+        held.append(state.buffered_bytes)
+    assert max(held) <= 1_000_000
 
 
 def test_what_is_not_durable_yet_is_not_read_though_it_is_in_the_file(
-    leader: Leader, reader: LocalReader
+    leader: Leader, consumer_of: Make
 ) -> None:
     leader.write(b"a")
     leader.write(b"b", sync=False)
-    _, resolved = fetched(leader, reader)
-    assert offsets(resolved) == [0]
+    consumer = consumer_of()
+    assert [one.value for one in consumer.poll()] == [b"a"]
+    assert consumer.poll(timeout=0.05) == []
 
 
-def test_a_batch_larger_than_was_asked_for_is_whole(leader: Leader, reader: LocalReader) -> None:
-    leader.write(b"x" * 10_000)
-    leader.write(b"y")
-    _, resolved = fetched(leader, reader, bytes_max=100)
-    assert offsets(resolved) == [0]
-
-
-def test_another_boot_gets_bytes(leader: Leader) -> None:
+def test_another_boot_gets_bytes(
+    leader: Leader, consumer_of: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray_stream.client.driving.boot_id", lambda: "another")
     leader.write(b"a")
-    answer, resolved = fetched(leader, LocalReader(DiskStorage(), "another"))
-    assert answer is resolved
-    assert offsets(answer) == [0]
+    assert values_of(consumer_of(until="end")) == [b"a"]
+    assert all(map(carried, leader.answers))
 
 
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        lambda path: path.rename(path.with_suffix(".gone")),
-        lambda path: path.write_bytes(b"\0" * path.stat().st_size),
-        lambda path: path.write_bytes(path.read_bytes()[:-1] + b"\xff"),
-        lambda path: path.write_bytes(path.read_bytes()[:-1]),
-    ],
-    ids=["gone", "another file", "damaged", "cut off"],
-)
+SPOIL = [
+    lambda path: path.rename(path.with_suffix(".gone")),
+    lambda path: path.write_bytes(b"\0" * path.stat().st_size),
+    lambda path: path.write_bytes(path.read_bytes()[:-1] + b"\xff"),
+    lambda path: path.write_bytes(path.read_bytes()[:-1]),
+]
+SPOILED = ["gone", "another file", "damaged", "cut off"]
+
+
+@pytest.mark.parametrize("spoil", SPOIL, ids=SPOILED)
 def test_a_surprise_is_asked_again_and_then_answered_with_bytes(
-    leader: Leader, reader: LocalReader, spoil: Callable[[Path], None]
+    leader: Leader, consumer_of: Make, spoil: Callable[[Path], None]
 ) -> None:
     leader.write(b"a")
-    request = FetchRequest(0, 1, 1 << 20, [FetchPartition(TOPIC, 0, 0, 0, 1 << 20)])
-    answer = leader.fetch(reader.asking(1, HOST, request))
     path = leader.segment
     whole = path.read_bytes()
-    spoil(path)
-    refused = reader.answered(1, answer)
-    assert isinstance(refused, errors.LeaderNotAvailableError)
-    assert refused.retriable
-    path.write_bytes(whole)
-    again, resolved = fetched(leader, reader)
-    assert again is resolved
-    assert offsets(again) == [0]
+    leader.behind = [lambda: spoil(path)]
+    leader.before = [lambda: None, lambda: path.write_bytes(whole)]
+    assert values_of(consumer_of(until="end")) == [b"a"]
+    assert [bool(carried(one)) for one in leader.answers] == [False, True]
 
 
-def test_damage_is_told_by_the_leader(leader: Leader, reader: LocalReader) -> None:
+def test_a_host_whose_files_are_not_what_it_says_sends_bytes_from_then_on(
+    leader: Leader, consumer_of: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LocalReader, "read", lambda *_: None)
     leader.write(b"a")
+    leader.write(b"b")
+    consumer = consumer_of()
+    assert [one.value for one in consumer.poll()] == [b"a", b"b"]
+    leader.write(b"c")
+    assert [one.value for one in consumer.poll()] == [b"c"]
+    first, *others = leader.answers
+    assert first.results[0].extent is not None
+    assert all(one.results[0].extent is None for one in others)
+
+
+def test_damage_is_told_by_the_leader_behind_what_is_sound(
+    leader: Leader, consumer_of: Make
+) -> None:
+    for number in range(5):
+        leader.write(large(number))
     path = leader.segment
     damaged = bytearray(path.read_bytes())
-    damaged[20] ^= 1
+    damaged[len(damaged) // 2] ^= 1
     path.write_bytes(damaged)
-    _, resolved = fetched(leader, reader)
-    assert isinstance(resolved.results[0].error.to_error(), errors.CorruptRecordError)
+    consumer = consumer_of(until="end")
+    assert consumer.fetch()["offset"].to_pylist() == [0, 1]
+    with pytest.raises(errors.CorruptRecordError) as told:
+        consumer.fetch()
+    assert (told.value.first_offset, told.value.next_offset) == (2, 3)
+    consumer.seek(TopicPartition("flights", 0), told.value.next_offset)
+    assert consumer.fetch()["offset"].to_pylist() == [3, 4]
+
+
+def test_an_interrupted_read_of_a_file_loses_nothing_and_repeats_nothing(
+    leader: Leader, consumer_of: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(20):
+        leader.write(large(number))
+    read, reads = LocalReader.read, []
+
+    def interrupted(self: LocalReader, path: str, length: int, position: int) -> memoryview | None:
+        reads.append(length)
+        if len(reads) % 3 == 2:
+            raise KeyboardInterrupt
+        return read(self, path, length, position)
+
+    monkeypatch.setattr(LocalReader, "read", interrupted)
+    consumer = consumer_of(until="end")
+    got: list[int] = []
+    interruptions = 0
+    while len(got) < 20:
+        try:
+            got += consumer.fetch(max_records=2)["offset"].to_pylist()
+        except KeyboardInterrupt:
+            interruptions += 1
+    assert got == list(range(20))
+    assert interruptions > 1
+
+
+def test_what_a_user_holds_stays_as_it_is_while_more_is_read(
+    leader: Leader, consumer_of: Make
+) -> None:
+    for number in range(40):
+        leader.write(large(number))
+    consumer = consumer_of(until="end")
+    kept = []
+    while (table := consumer.fetch(max_records=1)).num_rows:
+        kept.append(table["value"].chunk(0).slice(0, 1))  # of every table only this is held
+    assert [one[0].as_py() for one in kept] == list(map(large, range(40)))

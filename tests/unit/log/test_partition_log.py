@@ -23,7 +23,7 @@ from ray_stream.errors import (
 )
 from ray_stream.log.options import LogOptions
 from ray_stream.log.partition_log import Appended, PartitionLog, delete_log
-from ray_stream.log.storage import DiskStorage
+from ray_stream.log.storage import DiskStorage, File
 from ray_stream.log.verify import FindingKind, verify_log
 from ray_stream.records.builder import RecordColumns, build_batch
 from ray_stream.records.control import Marker, MarkerKind, build_control_batch
@@ -660,3 +660,46 @@ def test_the_last_five_batches_of_a_producer_may_be_retried() -> None:
         assert isinstance(original, Appended)
         assert produced(log, sequence) == original._replace(duplicate=True)
     assert isinstance(produced(log, 0), OutOfOrderSequenceError)
+
+
+def test_a_place_that_was_told_once_is_told_again_without_a_look_at_the_index(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    storage, log = new_log(log_options(segment_bytes=4_096, index_interval_bytes=512))
+    for _ in range(20):
+        append(log, b"x" * 600)
+        append(log, b"y", b"z")
+    sync(log)
+    opened: list[str] = []
+    open_for_reading = storage.open_for_reading
+
+    def watched(path: str) -> File:
+        opened.append(path)
+        return open_for_reading(path)
+
+    monkeypatch.setattr(storage, "open_for_reading", watched)
+
+    def told(offset: int) -> tuple[str, int, int]:
+        extent = log.read(offset, bytes_max=10_000, end_offset=60, in_place=True).extent
+        assert extent is not None
+        return extent.path, extent.position, decode_header(extent.header).base_offset
+
+    first = [told(offset) for offset in range(10)]
+    assert any(path.endswith(".index") for path in opened)
+    opened.clear()
+    assert [told(offset) for offset in range(10)] == first
+    assert [base for *_, base in first] == list(range(10))
+    assert not any(path.endswith(".index") for path in opened)
+
+
+def test_a_place_inside_a_batch_is_found_every_time() -> None:
+    _, log = new_log()
+    for _ in range(3):
+        log.append([batch_of([b"a", b"b", b"c"])], leader_epoch=1, now_ms=1)
+    sync(log)
+    for offset in [4, 4, 3, 4, 5, 3]:
+        extent = log.read(offset, bytes_max=10_000, end_offset=9, in_place=True).extent
+        assert extent is not None
+        assert decode_header(extent.header).base_offset == 3
+        (first, *_) = log.read(offset, bytes_max=1, end_offset=9).batches
+        assert decode_header(first).base_offset == 3

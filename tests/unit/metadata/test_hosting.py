@@ -26,7 +26,7 @@ def assignment(
 
 
 def machine() -> hosting.BrokerMachine:
-    return hosting.BrokerMachine("c/host/n/", "inc")
+    return hosting.BrokerMachine("c/host/n/", "inc", warm_slots=0)
 
 
 def bring_up(broker: hosting.BrokerMachine, *partitions: AssignedPartition, epoch: int = 0) -> str:
@@ -110,7 +110,7 @@ def test_a_damaged_partition_is_reported_and_retried_while_others_are_served() -
 def test_a_restarted_broker_adopts_living_hosts_without_new_epochs() -> None:
     first = machine()
     host = bring_up(first, assigned(0), epoch=3)
-    second = hosting.BrokerMachine("c/host/n/", "later")
+    second = hosting.BrokerMachine("c/host/n/", "later", warm_slots=0)
     assert second.slot_in(host) == "0"
     (report,) = second.step(
         hosting.HostUp(second.slot_in(host), host, [PartitionServed(TOPIC, 0, 3, 0)]), 0

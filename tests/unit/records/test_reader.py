@@ -10,9 +10,11 @@ from ray_stream.records.batch import check_batch
 from ray_stream.records.builder import RecordColumns, build_batch
 from ray_stream.records.header import (
     FLAG_LOG_APPEND_TIME,
+    HEADER_BYTES,
     BatchHeader,
     Compression,
     decode_header,
+    stamp_header,
 )
 from ray_stream.records.reader import decode_columns, offsets, timestamps, to_user_batch
 from ray_stream.records.schema import RECORD_SCHEMA
@@ -111,6 +113,29 @@ def test_constant_columns_are_as_long_as_the_batch(count: int) -> None:
         assert rows[name].unique().to_pylist() == [constant]
     assert rows["key"].null_count == count
     assert rows["headers"].null_count == 0
+
+
+@pytest.mark.parametrize("count", [1, 3, 70_000])
+def test_batches_that_share_columns_have_each_its_own(count: int) -> None:
+    for topic, partition, time, base in [("a", 0, 5, 0), ("b", 0, 5, 9), ("b", 1, 6, 0)]:
+        values = pa.array([b"v"] * count, pa.binary())
+        raw = b"".join(build_batch(RecordColumns(value=values, base_timestamp=time)))
+        for late in (False, True):
+            header = stamp_header(
+                check_batch(raw),
+                base_offset=base,
+                leader_epoch=1,
+                append_timestamp=time + 10,
+                durable_offset=0,
+                log_append_time=late,
+            )
+            rows = to_user_batch(header, raw[HEADER_BYTES:], topic, partition, 0)
+            assert rows["offset"].to_pylist() == list(range(base, base + count))
+            assert rows["topic"].to_pylist() == [topic] * count
+            assert rows["partition"].to_pylist() == [partition] * count
+            assert rows["timestamp"].to_pylist() == [time + 10 * late] * count
+            assert rows["timestamp_type"].to_pylist() == [int(late)] * count
+            assert rows["key"].null_count == len(rows["headers"]) == count
 
 
 @pytest.mark.parametrize("compression", list(Compression))
