@@ -29,7 +29,7 @@ from ray_stream.errors import (
 )
 from ray_stream.rpc.endpoints import Endpoint
 from ray_stream.rpc.links import IoThread, Link, io_thread
-from ray_stream.rpc.services import Reply
+from ray_stream.rpc.services import Box, Reply
 
 LOG = logging.getLogger(__name__)
 TRANSPORT_VARIABLE = "RAY_STREAM_TRANSPORT"
@@ -55,6 +55,11 @@ class Transport:
         except (RuntimeError, OSError) as error:  # the interpreter ends, or descriptors are out
             LOG.warning("cluster %s is reached by Ray calls only: %s", self._cluster, error)
             return None
+
+    def attend(self, box: Box, wait_ms: int) -> bool:
+        """See `Services.attend`; whatever comes by Ray calls rings at the box."""
+        io = self.io
+        return io is not None and not io.is_forked and io.answers.attend(box, wait_ms)
 
     def secret(self) -> bytes:
         """The cluster's; empty when there is none, or when this process is no part of its Ray."""

@@ -58,7 +58,7 @@ from ray_stream.rpc.messages import (
     ProduceRequest,
     ProduceResponse,
 )
-from ray_stream.rpc.services import GroupService, PartitionService, Reply
+from ray_stream.rpc.services import Box, GroupService, PartitionService, Reply
 
 
 class _Named:
@@ -217,6 +217,10 @@ class RayServices:
         if stub is None:
             stub = self._coordinators[host] = RemoteGroupCoordinator(self._route(host))
         return stub
+
+    def attend(self, box: Box, wait_ms: int) -> bool:
+        """Read the answers that come over sockets in the thread that waits for one of them."""
+        return self._transport.attend(box, wait_ms)
 
     def _route(self, host: str) -> Route:
         return self._routes.setdefault(host, Route(host, self._transport))

@@ -72,6 +72,12 @@ class Mailbox:
 
     def __init__(self) -> None:
         self._answers: SimpleQueue[tuple[int, Any]] = SimpleQueue()
+        self.alarm: Callable[[], None] | None = None
+        """Called when something was put in: its owner waits somewhere else than in `take`."""
+
+    def is_empty(self) -> bool:
+        """Whether nothing is in it."""
+        return self._answers.empty()
 
     def reply_to(self, request_id: int) -> Reply[Any]:
         """What a request is given to be answered with."""
@@ -79,6 +85,9 @@ class Mailbox:
 
         def reply(answer: Any) -> None:  # noqa: ANN401 - the answer of any request
             put((request_id, answer))
+            alarm = self.alarm
+            if alarm is not None:
+                alarm()
 
         return reply
 

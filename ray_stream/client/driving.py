@@ -6,9 +6,10 @@ There is no thread here: answers queue up until the owner's next call, which tak
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from ray_stream.boot import boot_id
-from ray_stream.client.calls import Deadline, Mailbox
+from ray_stream.client.calls import Deadline, Mailbox, warn_in_running_loop
 from ray_stream.client.consumer_core import ConsumerCore
 from ray_stream.client.consumer_events import Answered, Brought, Event, Reassigned, Send, Tick
 from ray_stream.client.local_reads import LocalReader
@@ -75,12 +76,21 @@ class Driver:
 
     def _look(self, wait_ms: int = 0) -> None:
         """As `pump`, waiting for something to arrive if nothing has."""
-        arrived = self._mailbox.take(wait_ms)
+        arrived = self._mailbox.take()
+        if arrived is None and wait_ms:
+            arrived = self._awaited(wait_ms)
         if arrived is None:
             self.step(Tick())
         while arrived is not None:  # each step looks at the time as well
             self.step(Answered(*arrived))
             arrived = self._mailbox.take()
+
+    def _awaited(self, wait_ms: int) -> tuple[int, Any] | None:
+        """Wait for an answer where answers arrive, unless another thread does that already."""
+        warn_in_running_loop()
+        if self._services.attend(self._mailbox, wait_ms):
+            return self._mailbox.take()
+        return self._mailbox.take(wait_ms)
 
     def ready(self) -> PartitionState | None:
         """The partition whose turn it is: it has a buffered batch, or else an error to raise.

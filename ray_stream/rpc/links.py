@@ -1,12 +1,16 @@
-"""A client process's connections: opened, proved, written to by whoever asks, read by one thread.
+"""A client process's connections: opened, proved, written to by whoever asks.
 
-Owns: the sockets, the thread that reads them, and which requests are without an answer. Refuses:
+Owns: the sockets, the thread that serves them, and which requests are without an answer. Refuses:
 deciding where to connect, deadlines of requests, and repeating any: callers do.
 
-Who asks writes, if nobody's bytes wait before its own: a change of threads costs more than the
-write. The one thread (`IoThread`) reads all answers, and writes what the kernel did not take at
-once. It is a daemon and starts with the first handle, so it still runs in exit hooks, where no
-thread starts. A forked child has neither: it closes its copies of the sockets and says so.
+Who asks writes, if nobody's bytes wait before its own, and who waits reads (`rpc.attending`): a
+change of threads costs more than either. The one thread (`IoThread`) opens and closes, writes what
+the kernel did not take at once, and reads when nobody else does. It is a daemon and starts with the
+first handle, so it still runs in exit hooks, where no thread starts. A forked child has neither: it
+closes its copies of the sockets and says so.
+
+Ctrl-C may come between any two steps of a thread that writes or reads. Nobody knows where the
+stream is then: such a connection ends, and who asked hears that the outcome is open.
 """
 
 import atexit
@@ -30,6 +34,7 @@ from ray_stream.errors import (
     RayStreamError,
 )
 from ray_stream.rpc import endpoints, wire
+from ray_stream.rpc.attending import Answers
 from ray_stream.rpc.endpoints import Way
 from ray_stream.rpc.framing import (
     FRAME_BYTES_MAX,
@@ -50,16 +55,20 @@ LOG = logging.getLogger(__name__)
 CONNECT_MS = 3_000
 """One way is given up when it is not connected and proved after so long."""
 IDLE_S = 3600.0
+READ_BYTES_MAX = 1 << 20
+"""Read of one connection before the others have their turn."""
 
 
 class IoThread:
-    """The thread that reads every answer of this process."""
+    """The thread that serves every connection of this process."""
 
     def __init__(self, clock: Clock) -> None:
         """Start it."""
         self.clock = clock
         self.reactor = Reactor()
         self.scratch = new_scratch()
+        self.answers = Answers(clock, self.reactor, self.call_at)
+        self.answers.on_look = self._look
         self._due: list[tuple[int, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
         self._links: weakref.WeakSet[Link] = weakref.WeakSet()
@@ -93,7 +102,12 @@ class IoThread:
         self.is_forked = True
         for link in list(self._links):
             link.after_fork()
+        self.answers.connections.close()
         self.reactor.close()
+
+    def _look(self) -> None:
+        for link in list(self._links):
+            link.look()
 
     def _run(self) -> None:
         while not self._is_ending:
@@ -115,11 +129,15 @@ def _guarded(call: Callable[[], None]) -> None:
     try:
         call()
     except Exception:
-        LOG.exception("a call of the reading thread failed")
+        LOG.exception("a call of the I/O thread failed")
 
 
 class Link:
-    """One connection to one actor. `ask` is safe from any thread; the rest is the I/O thread's."""
+    """One connection to one actor.
+
+    `ask` is safe from any thread; reading is that of the one who has the role; the rest is the I/O
+    thread's.
+    """
 
     def __init__(
         self,
@@ -160,6 +178,7 @@ class Link:
         self._handshake: ClientHandshake | None = None
         self._is_open = False
         self._is_changing = False
+        self._is_reading = False
         self._is_blocked = False
         self._reasons: list[str] = []
         self.answers = 0
@@ -275,21 +294,17 @@ class Link:
         self._parser.allow(FRAME_BYTES_MAX)
         endpoints.tune(self._sock)
         self._is_open = True
+        self._watch()
+        self._io.answers.connections.watch(self._sock, READABLE, self._read_open)
         self._opened(self)
 
     # --- the I/O thread: open ------------------------------------------------------------------
 
     def _ready(self, ready: int) -> None:
-        try:
-            if ready & WRITABLE:
-                self._flush()
-            if ready & READABLE and self._sock is not None:
-                self._read(self._sock)
-        except (OSError, RayStreamError) as error:
-            self._broken(self._sock, str(error))
-        except Exception as error:  # it must not end the thread that all links share
-            LOG.exception("the connection to %s fails by an error of ours", self._name)
-            self._broken(self._sock, repr(error))
+        if ready & WRITABLE:
+            _guarded(self._flush)
+        if ready & READABLE:
+            self._read_open(ready)
 
     def _flush(self) -> None:
         with self._lock:
@@ -300,17 +315,62 @@ class Link:
         self._watch()
 
     def _watch(self) -> None:
+        """What the I/O thread waits for; answers are waited for where all can read them."""
         if self._sock is not None:
-            events = READABLE | WRITABLE if self._outbox.bytes_left else READABLE
+            events = 0 if self._is_open else READABLE
+            if self._outbox.bytes_left:
+                events |= WRITABLE
             self._io.reactor.change(self._sock, events, self._ready)
 
+    # --- reading, in whichever thread ------------------------------------------------------------
+
+    def _read_open(self, ready: int) -> None:
+        """Read what is there; what fails in it ends this link, and nothing else."""
+        del ready
+        answers = self._io.answers
+        with answers.lock:
+            sock = self._sock
+            if sock is None:
+                return
+            reason = self._read_guarded(sock)
+            if reason is not None:
+                answers.connections.forget(sock)  # nobody shall wake for it again
+        if reason is not None:
+            self._break(reason)
+
+    def _read_guarded(self, sock: socket.socket) -> str | None:
+        """Why the link has to end, if it has to."""
+        if self._is_reading:
+            return "a read was interrupted"
+        self._is_reading = True
+        try:
+            self._read(sock)
+        except (OSError, RayStreamError) as error:
+            return str(error)
+        except Exception as error:  # it must not end the thread that reads
+            LOG.exception("the connection to %s fails by an error of ours", self._name)
+            return repr(error)
+        except BaseException:
+            self._break("a read was interrupted")
+            raise
+        self._is_reading = False
+        return None
+
+    def look(self) -> None:
+        """End a link in whose reading somebody was interrupted, if that was not told."""
+        with self._io.answers.lock:
+            if self._is_reading:
+                self._break("a read was interrupted")
+
     def _read(self, sock: socket.socket) -> None:
-        while self._sock is sock:
+        got = 0
+        while got < READ_BYTES_MAX and self._sock is sock:
             room = self._parser.room()
             try:
                 count = sock.recv_into(room[0]) if len(room) == 1 else sock.recvmsg_into(room)[0]
             except BlockingIOError:
                 return
+            got += count
             if not count:
                 raise ConnectionResetError("the actor closed the connection")
             for frame in self._parser.received(count):
@@ -328,9 +388,11 @@ class Link:
         answer = wire.decode(frame.parts)
         if isinstance(answer, Failed):
             answer = answer.error.to_error()
-        del self._pending[frame.correlation_id]  # from here on it has its answer
-        self.answers += 1
         _reply(pending[2], answer)
+        # Not earlier: one who is interrupted here leaves a repeated answer, which is harmless, and
+        # not one that never comes.
+        del self._pending[frame.correlation_id]
+        self.answers += 1
 
     # --- the I/O thread: the end ---------------------------------------------------------------
 
@@ -340,7 +402,7 @@ class Link:
 
     def close_here(self, reason: str) -> None:
         """End it; who waits hears what may have become of the request."""
-        with self._lock:
+        with self._io.answers.lock, self._lock:
             was_open, self._is_open = self._is_open, False
             pending, self._pending = self._pending, {}
             sent = self._outbox.bytes_sent
@@ -362,7 +424,9 @@ class Link:
     def _close_socket(self) -> None:
         sock, self._sock = self._sock, None
         self._outbox = Outbox()
+        self._is_reading = False
         if sock is not None:
+            self._io.answers.connections.forget(sock)
             self._io.reactor.forget(sock)
             sock.close()
 

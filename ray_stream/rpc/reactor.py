@@ -9,6 +9,7 @@ import select
 import socket
 from collections import deque
 from collections.abc import Callable
+from typing import Protocol
 
 READABLE = select.EPOLLIN
 WRITABLE = select.EPOLLOUT
@@ -16,6 +17,15 @@ _READY_MAX = 1024
 """Sockets that are served in one turn; others that are ready come with the next."""
 
 Ready = Callable[[int], None]
+ReadyOnes = list[tuple[int, int, Ready | None]]
+
+
+class Watchable(Protocol):
+    """A socket, or another reactor."""
+
+    def fileno(self) -> int:
+        """Its descriptor."""
+        ...
 
 
 class Reactor:
@@ -32,6 +42,10 @@ class Reactor:
         self._wake.setblocking(False)
         self.watch(self._woken, READABLE, self._take_wakes)
 
+    def fileno(self) -> int:
+        """Readable when something is ready here: one reactor may watch another."""
+        return self._epoll.fileno()
+
     def post(self, call: Callable[[], None]) -> None:
         """Have `call` run by the thread that waits. Safe from any thread.
 
@@ -39,12 +53,16 @@ class Reactor:
         """
         self._posted.append(call)
         if self._sleeping:
-            try:
-                self._wake.send(b"\0")
-            except BlockingIOError:
-                return  # so many wakes wait there already
-            except OSError:
-                return  # closed: nobody waits any more
+            self.ring()
+
+    def ring(self) -> None:
+        """End a wait: the one that is, or the next. Safe from any thread."""
+        try:
+            self._wake.send(b"\0")
+        except BlockingIOError:
+            return  # so many wakes wait there already
+        except OSError:
+            return  # closed: nobody waits any more
 
     @property
     def has_posted(self) -> bool:
@@ -55,17 +73,26 @@ class Reactor:
         """The next call, or None."""
         return self._posted.popleft() if self._posted else None
 
-    def watch(self, sock: socket.socket, events: int, ready: Ready) -> None:
+    def watch(self, sock: Watchable, events: int, ready: Ready) -> None:
         """Call `ready` with what a socket is ready for, whenever it is; an error is both."""
         self._epoll.register(sock, events)
         self._watched[sock.fileno()] = ready
 
-    def change(self, sock: socket.socket, events: int, ready: Ready) -> None:
-        """Watch for something else."""
-        self._epoll.modify(sock, events)
-        self._watched[sock.fileno()] = ready
+    def change(self, sock: Watchable, events: int, ready: Ready) -> None:
+        """Watch for something else, or for the first time; for nothing: as `forget`."""
+        if not events:
+            self.forget(sock)
+        elif sock.fileno() in self._watched:
+            self._epoll.modify(sock, events)
+            self._watched[sock.fileno()] = ready
+        else:
+            self.watch(sock, events, ready)
 
-    def forget(self, sock: socket.socket) -> None:
+    def mute(self, sock: Watchable, *, muted: bool) -> None:
+        """Have what is watched not end a wait for now, or again. Safe from any thread."""
+        self._epoll.modify(sock, 0 if muted else READABLE)
+
+    def forget(self, sock: Watchable) -> None:
         """Watch it no more, if it was; before it is closed."""
         if self._watched.pop(sock.fileno(), None) is not None:
             with contextlib.suppress(OSError):  # closed all the same: the kernel forgot it then
@@ -84,11 +111,20 @@ class Reactor:
         self._sleeping = True
         if self._posted:
             wait_s = 0.0
-        events = self._epoll.poll(wait_s, _READY_MAX)
+        found = self.ready_ones(wait_s)
         self._sleeping = False
+        self.serve(found)
+
+    def ready_ones(self, wait_s: float) -> ReadyOnes:
+        """Sleep as `wait`, and say what is ready. Calls that are posted do not end this."""
         watched = self._watched
         # Looked up before any of them is served: one may end another, whose descriptor is reused.
-        for descriptor, event, ready in [(fd, event, watched.get(fd)) for fd, event in events]:
+        return [(fd, event, watched.get(fd)) for fd, event in self._epoll.poll(wait_s, _READY_MAX)]
+
+    def serve(self, found: ReadyOnes) -> None:
+        """Call those who watch these."""
+        watched = self._watched
+        for descriptor, event, ready in found:
             if ready is not None and watched.get(descriptor) is ready:
                 is_readable = READABLE if event & ~WRITABLE else 0
                 ready(is_readable | (WRITABLE if event & ~READABLE else 0))

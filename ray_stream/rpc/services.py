@@ -135,6 +135,17 @@ class GroupService(Protocol):
         ...
 
 
+class Box(Protocol):
+    """Where the answers to one thread's requests arrive."""
+
+    alarm: Callable[[], None] | None
+    """Called by whoever puts an answer in, while its owner waits elsewhere."""
+
+    def is_empty(self) -> bool:
+        """Whether nothing is in it."""
+        ...
+
+
 class Services(Protocol):
     """What a client is handed: how to reach the controller, and other actors by their names."""
 
@@ -145,6 +156,18 @@ class Services(Protocol):
 
     def partitions(self, host: str) -> PartitionService:
         """The partition actor of that name; unknown or dead ones reply with an error."""
+        ...
+
+    def attend(self, box: Box, wait_ms: int) -> bool:
+        """Wait where answers arrive, and take them in, until there is one in `box`.
+
+        Args:
+            box: of the thread that calls.
+            wait_ms: how long at most; the wait may end earlier with nothing in the box.
+
+        Returns:
+            False: not possible now, and nothing was waited for: wait at the box.
+        """
         ...
 
 

@@ -32,6 +32,7 @@ from ray_stream.rpc.messages import (
     ProduceResponse,
     ProduceResult,
 )
+from ray_stream.rpc.services import Box
 from tests.unit.client.produce_world import Leader
 
 CLOCK = SystemClock()
@@ -132,6 +133,11 @@ class ProduceServices:
     @property
     def controller(self) -> Any:  # noqa: ANN401 - a ControllerService
         return self
+
+    def attend(self, box: Box, wait_ms: int) -> bool:
+        """There are no sockets here."""
+        del box, wait_ms
+        return False
 
     def partitions(self, host: str) -> Any:  # noqa: ANN401 - a PartitionService
         assert host == "host-a"

@@ -30,6 +30,7 @@ from ray_stream.rpc.messages import (
     ProducePartition,
     ProduceRequest,
 )
+from ray_stream.rpc.services import Box
 from ray_stream.types import TopicPartition
 
 TOPIC = "b" * 32
@@ -96,6 +97,11 @@ class Leader:
 
     def partitions(self, _: str) -> Any:  # noqa: ANN401 - a PartitionService
         return self
+
+    def attend(self, box: Box, wait_ms: int) -> bool:
+        """There are no sockets here."""
+        del box, wait_ms
+        return False
 
     def metadata(self, _: MetadataRequest, reply: Callable[[Any], None]) -> None:
         partition = PartitionMetadata(0, 1, 0, HOST, [1], [1], "")

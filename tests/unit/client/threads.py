@@ -12,6 +12,7 @@ from typing import Any, Self, TypeVar
 
 from ray_stream.clock import SystemClock
 from ray_stream.errors import RayStreamError
+from ray_stream.rpc.services import Box
 from tests.unit.client.fake_cluster import FakeCluster
 
 ResultT = TypeVar("ResultT")
@@ -50,6 +51,11 @@ class ThreadedServices:
     @property
     def controller(self) -> Any:  # noqa: ANN401 - a ControllerService
         return _Service(self)
+
+    def attend(self, box: Box, wait_ms: int) -> bool:
+        """There are no sockets here."""
+        del box, wait_ms
+        return False
 
     def partitions(self, host: str) -> Any:  # noqa: ANN401 - a PartitionService
         return _Service(self, host)
