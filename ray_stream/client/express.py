@@ -76,6 +76,7 @@ class Express:
     ) -> None:
         self._services = services
         self._acks = -1 if config.acks == "all" else config.acks
+        self._room = config.max_in_flight
         self._timeout_ms = config.request_timeout_ms
         self._patience_ms = min(config.request_timeout_ms, config.delivery_timeout_ms)
         self._clock = clock
@@ -83,6 +84,8 @@ class Express:
         self._put = put
         self._lanes: dict[Key, _Lane] = {}
         """By last use."""
+        self._wanting: dict[Key, None] = {}
+        """Whose pass has not all its room."""
         self._request_ids = itertools.count(-1, -1)  # the core's own count up
         self._is_watched = False
         """Whether the sender looks by itself."""
@@ -168,10 +171,14 @@ class Express:
         key = batch.topic_id, batch.partition
         lane = self._lanes.pop(key, None)
         self._lanes[key] = _Lane() if lane is None else lane
+        self._wanting[key] = None
         if len(self._lanes) > LANES_MAX:
             oldest = next(iter(self._lanes))
-            if not self._lanes[oldest].sent and self._lanes[oldest].given is None:
+            with self._lanes[oldest].lock:
+                self._lanes[oldest].given = None
+            if not self._lanes[oldest].sent:  # else with the next one
                 del self._lanes[oldest]
+                self._wanting.pop(oldest, None)
 
     def take(self, adopt: Callable[[list[Alone]], None], now_ms: int, *, close: bool) -> None:
         """Hand over what went out, each partition's in order, all at once.
@@ -186,8 +193,9 @@ class Express:
         )
         went: list[tuple[_Lane, int]] = []
         sent: list[Alone] = []
-        for lane in self._lanes.values():
+        for key, lane in self._lanes.items():
             if lane.sent or (close and lane.given is not None):
+                self._wanting[key] = None
                 with lane.lock:
                     if close:
                         lane.given = None
@@ -204,11 +212,13 @@ class Express:
         self._watched_until_ms = now_ms + 2 * LOOK_MS
 
     def give(self, pass_of: Callable[[Key], Pass | None]) -> None:
-        """Give passes anew."""
-        for key, lane in self._lanes.items():
-            given = pass_of(key)
+        """Give passes anew where one was used or taken back, or lone records go by the sender."""
+        for key in list(self._wanting):
+            given, lane = pass_of(key), self._lanes[key]
+            if given is not None and given.room >= self._room:
+                del self._wanting[key]
             with lane.lock:
-                if not lane.sent:  # else it is looked at again in a moment
+                if not lane.sent:  # else the sender takes note of that first, and comes back
                     lane.given = given
 
     def watch(self, now_ms: int) -> bool:

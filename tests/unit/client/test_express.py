@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from ray_stream.client.express import LANES_MAX
 from ray_stream.client.producer import Producer
 from ray_stream.errors import ClosedError, InvalidRecordError, RayStreamError
 from ray_stream.rpc.messages import ProduceRequest
@@ -208,3 +209,18 @@ def test_what_nobody_answers_times_out(services: Watched, producer: Make) -> Non
     with pytest.raises(RayStreamError, match="1 unknown"):
         one.flush(PATIENT_S)
     services.silent.clear()
+
+
+def test_many_partitions_share_few_passes(services: Watched, producer: Make) -> None:
+    services.make(partitions=3 * LANES_MAX)
+    one = producer(linger_ms=0)
+    for _ in range(3):
+        for partition in range(3 * LANES_MAX):
+            one.send_and_wait("t", b"%d" % partition, partition=partition)
+    before = services.mine
+    for _ in range(3):
+        one.send_and_wait("t", b"0", partition=0)
+    assert services.mine > before, "the partition that is used has a pass"
+    assert len(one._sender.express._lanes) <= LANES_MAX
+    one.flush()
+    assert len(services.values()) == 9 * LANES_MAX + 3
