@@ -166,7 +166,7 @@ def test_a_callback_is_told_and_may_send(services: Watched, producer: Make) -> N
 
 def test_a_full_buffer_holds_lone_records_back(services: Watched, producer: Make) -> None:
     services.make()
-    one = producer(linger_ms=0, buffer_memory=4_000, batch_size=1_000, max_block_ms=1)
+    one = producer(linger_ms=0, buffer_memory=4_000, batch_size=1_000, max_block_ms=500)
     until_express(services, one)
     services.gate.clear()
     for _ in range(4):
