@@ -110,17 +110,30 @@ class ConsumerCore:
 
     def wake_ms(self, now_ms: int) -> int | None:
         """When `step` has something to do though nothing arrives; None: never."""
-        idle = self._assignment.idle.values()
-        timers = [one.retry_at_ms for one in idle if one.retry_at_ms > now_ms]
-        sessions = self._sessions.next_timer_ms()
-        if sessions is not None:
-            timers.append(sessions)
+        first = self._next_timer_ms()
+        for one in self._assignment.idle.values():
+            at_ms = one.retry_at_ms
+            if at_ms > now_ms and (first is None or at_ms < first):
+                first = at_ms
+        return first
+
+    def has_work(self, now_ms: int) -> bool:
+        """Whether a `Tick` may do anything now."""
+        if self._assignment.idle:
+            return True
+        first = self._next_timer_ms()
+        return first is not None and first <= now_ms
+
+    def _next_timer_ms(self) -> int | None:
+        """Of requests, and of what the controller is asked."""
+        first = self._sessions.next_timer_ms()
+        at_ms: int | None = None
         if not self._metadata_under_way:
             if self._metadata_wanted:
-                timers.append(self._metadata_not_before_ms)
+                at_ms = self._metadata_not_before_ms
             elif self._assignment.subscription is not None and self._metadata_ms is not None:
-                timers.append(self._metadata_ms + METADATA_MAX_AGE_MS)
-        return min(timers, default=None)
+                at_ms = self._metadata_ms + METADATA_MAX_AGE_MS
+        return at_ms if first is None or (at_ms is not None and at_ms < first) else first
 
     def restart(self) -> None:
         """Drop everything but assignment and positions: an event was left half done."""
@@ -142,10 +155,12 @@ class ConsumerCore:
         """
         effects: list[Effect] = []
         self._take(event, now_ms, effects)
-        for request in self._sessions.expired(now_ms):
-            self._take_answer(request, _GIVEN_UP, now_ms, effects)
-        if self._sessions.any_overdue(now_ms):
-            self._metadata_wanted = True
+        timer_ms = self._sessions.next_timer_ms()
+        if timer_ms is not None and timer_ms <= now_ms:
+            for request in self._sessions.expired(now_ms):
+                self._take_answer(request, _GIVEN_UP, now_ms, effects)
+            if self._sessions.any_overdue(now_ms):
+                self._metadata_wanted = True
         self._plan(now_ms, effects)
         return effects
 

@@ -71,7 +71,7 @@ class Driver:
         self._mailbox.reply_to(_NO_REQUEST)(None)
 
     def pump(self) -> None:
-        """Take everything that arrived, and look at the time."""
+        """Take everything that arrived, and do what is due."""
         self._look()
 
     def _look(self, wait_ms: int = 0) -> None:
@@ -79,7 +79,7 @@ class Driver:
         arrived = self._mailbox.take()
         if arrived is None and wait_ms:
             arrived = self._awaited(wait_ms)
-        if arrived is None:
+        if arrived is None and self._core.has_work(self._clock.monotonic_ms()):
             self.step(Tick())
         while arrived is not None:  # each step looks at the time as well
             self.step(Answered(*arrived))

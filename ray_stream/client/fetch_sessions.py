@@ -237,11 +237,14 @@ class FetchSessions:
 
     def next_timer_ms(self) -> int | None:
         """When `expired` or `any_overdue` has something to tell."""
-        timers = [one.deadline_ms for one in self._outstanding.values()]
-        timers += [
-            one.overdue_ms for one in self._outstanding.values() if one.overdue_ms is not None
-        ]
-        return min(timers, default=None)
+        first: int | None = None
+        for one in self._outstanding.values():  # a loop, because every step and wait asks this
+            at_ms = one.deadline_ms
+            if one.overdue_ms is not None and one.overdue_ms < at_ms:
+                at_ms = one.overdue_ms
+            if first is None or at_ms < first:
+                first = at_ms
+        return first
 
     def _forget(self, request: Outstanding) -> None:
         if self._fetches.get(request.host) is request:

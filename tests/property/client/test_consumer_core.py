@@ -68,6 +68,8 @@ class Reader:
         return b"%d" % self.values
 
     def take(self) -> None:
+        core, now_ms = self.world.core, self.world.now_ms()
+        assert core.has_work(now_ms) or core.step(Tick(), now_ms) == [], "left out though due"
         taken = self.world.take(self.rng.choice([None, 1, 3]))
         if taken is None:
             return

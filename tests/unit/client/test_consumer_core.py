@@ -67,6 +67,17 @@ def test_what_is_appended_while_the_fetch_waits_is_delivered_at_once() -> None:
     assert world.take_all(2 * world.delay_max_ms) == {T0: [(1, b"late")]}
 
 
+def test_while_a_fetch_waits_there_is_no_work_before_its_time() -> None:
+    world = world_with(1)
+    world.step(Assign({T0: EARLIEST}))
+    world.take_all(100)
+    due_ms = world.core.wake_ms(world.time_ms)
+    assert due_ms is not None
+    assert due_ms > world.time_ms
+    assert not world.core.has_work(due_ms - 1)
+    assert world.core.has_work(due_ms)
+
+
 def test_latest_is_where_the_log_ended_when_it_was_looked_up() -> None:
     world = world_with(5)
     world.step(Assign({T0: LATEST}))
